@@ -1,0 +1,60 @@
+"""One-shot hyper-gradient warm starts for Optuna trials."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optuna_ohgw.errors import UserError
+    from optuna_ohgw.hypergrad import HyperGradient, direct, exact, finite_difference, lean
+    from optuna_ohgw.lookahead import LookaheadLoss, lookahead_loss
+    from optuna_ohgw.sampler import OhgwSampler, PairedSampler
+    from optuna_ohgw.space import SearchSpace
+    from optuna_ohgw.suggest import ohgw_suggest
+    from optuna_ohgw.warmstart import Warmed, WarmStart, warm_start
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "HyperGradient": "hypergrad",
+    "LookaheadLoss": "lookahead",
+    "OhgwSampler": "sampler",
+    "PairedSampler": "sampler",
+    "SearchSpace": "space",
+    "UserError": "errors",
+    "WarmStart": "warmstart",
+    "Warmed": "warmstart",
+    "direct": "hypergrad",
+    "exact": "hypergrad",
+    "finite_difference": "hypergrad",
+    "lean": "hypergrad",
+    "lookahead_loss": "lookahead",
+    "ohgw_suggest": "suggest",
+    "warm_start": "warmstart",
+}
+
+__all__ = [
+    "HyperGradient",
+    "LookaheadLoss",
+    "OhgwSampler",
+    "PairedSampler",
+    "SearchSpace",
+    "UserError",
+    "WarmStart",
+    "Warmed",
+    "direct",
+    "exact",
+    "finite_difference",
+    "lean",
+    "lookahead_loss",
+    "ohgw_suggest",
+    "warm_start",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that the command starts without torch."""
+    if name in _HOME:
+        return getattr(import_module(f"optuna_ohgw.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'optuna_ohgw' has no attribute {name!r}")

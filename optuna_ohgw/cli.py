@@ -1,0 +1,215 @@
+"""The command ``optuna-ohgw``: it parses and calls."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+    from optuna_ohgw.spec import StudySpec
+
+app = typer.Typer(
+    help="One-shot hyper-gradient warm starts for Optuna: paired studies, run and read honestly.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a value: --set seeds=2 --set task.data=FOLDER. Repeatable."),
+]
+Smoke = Annotated[bool, typer.Option("--smoke", help="The light form that the file's smoke section tells.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More in the logs.")]
+
+
+@app.command()
+def run(
+    study: StudyFile,
+    overrides: Overrides = None,
+    smoke: Smoke = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train every variation of a study with paired seeds; run it again to continue."""
+    from rich.console import Console
+
+    from optuna_ohgw.spec import load_spec
+
+    console = Console(quiet=quiet)
+    spec = load_spec(study, tuple(overrides or ()), smoke=smoke)
+    import optuna
+
+    from optuna_ohgw import runner
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    level = logging.DEBUG if verbose else logging.INFO
+    try:
+        ran = runner.run(spec, console, level)
+    except runner.Stopped:
+        sys.stderr.write("stopped; run the same command to continue\n")
+        raise typer.Exit(130) from None
+    if not ran:
+        console.print(f"{spec.name} is finished; nothing was left to do")
+    _show(spec, study, console)
+
+
+@app.command()
+def status(
+    study: StudyFile,
+    overrides: Overrides = None,
+    smoke: Smoke = False,
+    check_pairing: Annotated[
+        bool,
+        typer.Option("--check-pairing", help="Recompute suggestions, weights and data order and compare."),
+    ] = False,
+) -> None:
+    """Show how far a study is."""
+    from rich.console import Console
+
+    from optuna_ohgw.cells import cells_of, check_cells, open_storage
+    from optuna_ohgw.errors import UserError
+    from optuna_ohgw.spec import load_spec
+
+    spec = load_spec(study, tuple(overrides or ()), smoke=smoke)
+    storage = open_storage(spec.storage_url, create=False)
+    if not check_cells(storage, spec):
+        raise UserError(
+            f"storage: {spec.storage_url} holds no cell of {spec.name!r}; start it with 'optuna-ohgw run'"
+        )
+    console = Console()
+    _show_status(spec, storage, cells_of(spec), console)
+    if check_pairing:
+        from optuna_ohgw.pairing import check_pairing as check
+
+        report = check(storage, spec)
+        console.print(report.text())
+        raise typer.Exit(0 if report.intact else 1)
+
+
+@app.command()
+def bench(
+    what: Annotated[str, typer.Argument(help="warm-start or train.")] = "warm-start",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    repeats: Annotated[int, typer.Option(help="Timed repeats; the median counts.", min=3)] = 7,
+) -> None:
+    """Measure this machine; print ratios of one run."""
+    from rich.console import Console
+
+    from optuna_ohgw import bench as benchmarks
+    from optuna_ohgw.errors import UserError
+
+    if what not in benchmarks.BENCHMARKS:
+        raise UserError(f"bench: {what!r} is unknown; use one of {', '.join(benchmarks.BENCHMARKS)}")
+    benchmarks.BENCHMARKS[what](Console(), device, repeats)
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one line and exit status 2."""
+    from optuna_ohgw.errors import UserError
+
+    try:
+        app()
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+    except RuntimeError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(1) from None
+
+
+def _show(spec: StudySpec, path: Path, console: Console) -> None:
+    from optuna_ohgw import metrics, records
+    from optuna_ohgw.cells import cells_of, open_storage
+
+    storage, cells = open_storage(spec.storage_url, create=False), cells_of(spec)
+    epochs = records.epochs_table(storage, cells)
+    pilot = metrics.pilot_target(epochs)
+    targets = list(spec.targets) + ([pilot] if pilot is not None else [])
+    table = metrics.summary(
+        epochs, records.trials_table(storage, cells), records.finals_table(storage, cells), targets
+    )
+    _print_summary(spec, table, targets, pilot, console)
+    console.print("\nLook further:", highlight=False)
+    console.print(f"  optuna-ohgw status {path} --check-pairing", highlight=False, soft_wrap=True)
+    console.print(f"  optuna-dashboard {_hide(spec.storage_url)}", highlight=False, soft_wrap=True)
+    console.print(
+        f"  {spec.folder}/VARIATION/seed-NNNN: best weights, learning curve, spec and logs", highlight=False
+    )
+
+
+def _print_summary(
+    spec: StudySpec, table: pd.DataFrame, targets: list[float], pilot: float | None, console: Console
+) -> None:
+    from rich.table import Table
+
+    shown = Table(title=f"{spec.name}: medians over {len(spec.seeds)} paired seeds", title_justify="left")
+    shown.add_column("variation", no_wrap=True)
+    for target in targets:
+        star = "*" if target == pilot else ""
+        shown.add_column(f"T@τ{star}, mbu\nτ{star} = {target:.4g}", justify="right", no_wrap=True)
+    for name in ("best\nvalid.", "test", "overhead\nmbu", "\nsec.", "trials\npruned"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for row in table.to_dict("records"):
+        cells = [_time(row[f"T@{t}"], row[f"reached@{t}"], row["cells"]) for t in targets]
+        failed = f", {row['failed']} failed" if row["failed"] else ""
+        shown.add_row(
+            row["variation"],
+            *cells,
+            f"{row['validation']:.4f}",
+            "-" if math.isnan(row["test"]) else f"{row['test']:.4f}",
+            f"{row['overhead']:.1%}",
+            f"{row['overhead_s']:.1%}",
+            f"{row['pruned']}/{row['trials']}{failed}",
+        )
+    console.print(shown)
+    console.print("T@τ: mini-batch units until a cell first reaches τ, median (seeds that reached it / seeds);")
+    console.print("a dash: half or more did not reach it within the budget.", end=" " if pilot else "\n")
+    if pilot is not None:
+        console.print("τ*: what at least 90% of the pilot's seeds reach.")
+
+
+def _time(value: float, reached: int, cells: int) -> str:
+    text = "-" if math.isinf(value) else f"{value:,.0f}"
+    return f"{text} ({reached}/{cells})"
+
+
+def _show_status(spec: StudySpec, storage: Any, cells: list[Any], console: Console) -> None:
+    from rich.table import Table
+
+    from optuna_ohgw import records
+
+    trials = records.trials_table(storage, cells)
+    finals = records.finals_table(storage, cells)
+    shown = Table(title=spec.name, title_justify="left")
+    for name in ("cell", "running", "complete", "pruned", "failed", "best", "test"):
+        shown.add_column(name, justify="left" if name == "cell" else "right")
+    for cell in cells:
+        variation = "pilot" if cell.pilot else cell.variation
+        mine = (
+            trials[(trials["variation"] == variation) & (trials["seed"] == cell.seed)]
+            if len(trials)
+            else trials
+        )
+        final = finals[(finals["variation"] == variation) & (finals["seed"] == cell.seed)]
+        counts = mine["state"].value_counts() if len(mine) else {}
+        done = [f"{final[c].iloc[0]:.4f}" if len(final) else "-" for c in ("val_accuracy", "test_accuracy")]
+        numbers = [str(counts.get(state, 0)) for state in ("RUNNING", "COMPLETE", "PRUNED", "FAIL")]
+        shown.add_row(cell.label, *numbers, *done)
+    console.print(shown)
+
+
+def _hide(url: str) -> str:
+    from sqlalchemy.engine import make_url
+
+    return make_url(url).render_as_string(hide_password=True)

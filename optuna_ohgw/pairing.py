@@ -1,0 +1,118 @@
+"""Whether the k-th trials of a seed are pairs: recomputed from storage, not believed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+import torch
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, create_trial
+
+from optuna_ohgw.cells import CONFIG_INDEX, cells_of, config_index
+from optuna_ohgw.sampler import PairedSampler
+from optuna_ohgw.spec import StudySpec
+from optuna_ohgw.tasks.image import ImageTask, load_image_arrays, split_images
+from optuna_ohgw.training import initial_state
+from optuna_ohgw.trial import distributions
+
+HISTORY_FREE = ("random", "qmc")
+
+
+@dataclass
+class PairingReport:
+    """What was compared and what did not agree."""
+
+    pairing: str
+    trials: int = 0
+    recomputed: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing disagreed and something was compared."""
+        return not self.faults and self.trials > 0
+
+    def text(self) -> str:
+        """Return the report in a line, and a line for each fault."""
+        verdict = "intact" if self.intact else f"broken in {len(self.faults)} places"
+        head = f"pairing ({self.pairing}): {verdict}; {self.trials} trials compared, {self.recomputed} recomputed"
+        return "\n".join([head, *self.faults[:20]])
+
+
+def check_pairing(storage: BaseStorage, spec: StudySpec) -> PairingReport:
+    """Recompute every trial's suggestion, initial weights and data order; compare within seeds.
+
+    Suggestions are recomputed for history-free samplers (random, qmc); for others only weights
+    and data order are paired, which the report calls "seed-paired only". Every ``config_index``
+    may be trained once; interrupted trials that were retried do not count.
+    """
+    free = spec.sampler in HISTORY_FREE
+    report = PairingReport("paired" if free else "seed-paired only")
+    known = {s.study_name for s in storage.get_all_studies()}
+    arrays = load_image_arrays(spec.task, spec.folder / "data")
+    tasks: dict[tuple[int, str, int], ImageTask] = {}
+    seen: dict[tuple[int, int], dict[str, Any]] = {}
+    for cell in cells_of(spec):
+        if cell.name not in known:
+            continue
+        study = optuna.load_study(study_name=cell.name, storage=storage)
+        trials = study.get_trials(deepcopy=False)
+        retried = {t.user_attrs.get("retry_of") for t in trials}
+        own: set[int] = set()
+        for trial in trials:
+            streams = trial.user_attrs.get("streams")
+            if streams is None or trial.number in retried:
+                continue
+            index, where = config_index(trial, trials), f"{cell.label} trial {trial.number}"
+            if index in own:
+                report.faults.append(f"{where}: configuration {index} is there twice")
+            own.add(index)
+            report.trials += 1
+            structure = {n: trial.params.get(n, getattr(spec.task, n)) for n in ("model", "batch_size")}
+            expected = _streams(spec, tasks, arrays, cell.seed, index, structure)
+            report.recomputed += 1
+            found = {"weights": streams["weights"], "order": streams["order"]}
+            suggested = _suggested(trial)
+            if free and suggested is not None:
+                drawn = _draw(spec, cell.seed, index)
+                expected, found = {**expected, "suggestion": drawn}, {**found, "suggestion": suggested}
+            for key, value in found.items():
+                if value != expected[key]:
+                    report.faults.append(f"{where} (configuration {index}): {key} is not what its seed gives")
+            first = seen.setdefault((cell.seed, index), found)
+            for key in sorted(set(first) & set(found)):
+                if first[key] != found[key]:
+                    report.faults.append(f"{where} (configuration {index}): {key} differs from its pair's")
+    return report
+
+
+def _streams(
+    spec: StudySpec,
+    tasks: dict[tuple[int, str, int], ImageTask],
+    arrays: Any,
+    seed: int,
+    index: int,
+    structure: dict[str, Any],
+) -> dict[str, Any]:
+    key = (seed, structure["model"], structure["batch_size"])
+    if key not in tasks:
+        tasks.clear()
+        data = split_images(spec.task, arrays, seed, torch.device("cpu"))
+        tasks[key] = ImageTask(spec.task, data, structure["model"], structure["batch_size"])
+    state = initial_state(tasks[key], seed, index, spec.task.epochs)
+    return {"weights": state.digest(), "order": tasks[key].order_digest(seed, index)}
+
+
+def _draw(spec: StudySpec, seed: int, index: int) -> dict[str, float]:
+    sampler = PairedSampler(seed, names=tuple(spec.ranges) if spec.sampler == "qmc" else ())
+    study = optuna.create_study(sampler=sampler, direction="maximize")
+    study.add_trial(create_trial(state=optuna.trial.TrialState.WAITING, user_attrs={CONFIG_INDEX: index}))
+    trial = study.ask()
+    return {n: trial.suggest_float(n, d.low, d.high, log=d.log) for n, d in distributions(spec).items()}
+
+
+def _suggested(trial: FrozenTrial) -> dict[str, float] | None:
+    records = trial.user_attrs.get("ohgw")
+    return dict(records[0]["suggested"]) if records else None

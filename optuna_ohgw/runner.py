@@ -1,0 +1,311 @@
+"""Running a study: checks before anything is made, cells over processes, progress, resume."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from importlib.metadata import version
+from pathlib import Path
+from queue import Empty
+from types import FrameType
+from typing import Any
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.trial import TrialState
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from optuna_ohgw import worker
+from optuna_ohgw.cells import (
+    Cell,
+    cells_of,
+    check_cells,
+    create_cell,
+    has_work,
+    load_cell,
+    open_storage,
+    revive,
+    sqlite_path,
+)
+from optuna_ohgw.errors import UserError
+from optuna_ohgw.spec import StudySpec
+from optuna_ohgw.tasks.image import load_image_arrays, split_images
+
+log = logging.getLogger("optuna_ohgw.runner")
+
+
+class Stopped(Exception):
+    """The run was stopped by a signal and can be continued."""
+
+
+def run(spec: StudySpec, console: Console, level: int = logging.INFO) -> bool:
+    """Run what is left of a study; return False if nothing was left.
+
+    Everything that can be wrong is checked before the first study is made in the storage.
+
+    Args:
+        spec: The study.
+        console: Where progress is shown.
+        level: Level of the worker logs.
+
+    Raises:
+        UserError: If the folder, the data or the storage cannot be used.
+        Stopped: After Ctrl-C or SIGTERM; the same call continues.
+        RuntimeError: If a cell cannot go on.
+    """
+    root = spec.folder
+    _check_folder(root)
+    with _only_run(root):
+        storage = None
+        file = sqlite_path(spec.storage_url)
+        if file is None or file.exists():
+            storage = open_storage(spec.storage_url, create=True)
+            known = check_cells(storage, spec)
+            if len(known) == len(cells_of(spec)) and not _left(storage, spec, cells_of(spec)):
+                return False
+        _check_data(spec, root)
+        _check_device(spec)
+        storage = storage or open_storage(spec.storage_url, create=True)
+        environment = environment_record(spec)
+        for cell in cells_of(spec):
+            create_cell(storage, spec, cell, environment)
+            _prepare_folder(spec, cell)
+        left = _left(storage, spec, cells_of(spec))
+        revived = sum(revive(load_cell(storage, spec, cell)) for cell in left)
+        if revived:
+            console.print(f"{revived} unfinished trials of an earlier run start again")
+        _work(spec, left, storage, console, level)
+    return True
+
+
+def environment_record(spec: StudySpec) -> dict[str, Any]:
+    """Return versions, commit and device, for the record."""
+    packages = ("optuna-ohgw", "optuna", "torch", "torchvision", "timm", "kornia", "numpy")
+    versions = {}
+    for name in packages:
+        with contextlib.suppress(ModuleNotFoundError):
+            versions[name] = version(name)
+    device = worker.resolve_device(spec.execution.device)
+    return {
+        "versions": versions,
+        "python": sys.version.split()[0],
+        "commit": _commit(),
+        "device": str(device),
+        "cpus": os.cpu_count(),
+    }
+
+
+def _work(spec: StudySpec, left: list[Cell], storage: Any, console: Console, level: int) -> None:
+    context = multiprocessing.get_context("spawn")
+    stop, events, ordinal = context.Event(), context.Queue(), context.Value("i", 0)
+    workers, at_once = spec.execution.workers, spec.execution.cells_at_once
+    pending = list(left)
+    jobs: dict[Future[None], Cell] = {}
+    open_slots: dict[Cell, int] = {}
+    error: BaseException | None = None
+    executor = ProcessPoolExecutor(
+        max_workers=min(workers * at_once, max(1, workers * len(left))),
+        mp_context=context,
+        initializer=worker.start,
+        initargs=(spec, stop, events, level, ordinal),
+    )
+    with _stop_on_signal(stop) as signalled, _progress(spec, left, storage, console) as view, executor:
+        while jobs or (pending and not stop.is_set()):
+            while pending and len(open_slots) < at_once and not stop.is_set():
+                cell = pending.pop(0)
+                open_slots[cell] = workers
+                view.start(cell)
+                jobs |= {executor.submit(worker.search, cell, slot): cell for slot in range(workers)}
+            done, _ = wait(jobs, timeout=0.2, return_when=FIRST_COMPLETED)
+            view.drain(events)
+            for job in done:
+                cell = jobs.pop(job)
+                error = error or job.exception()
+                if error is not None:
+                    stop.set()
+                    continue
+                open_slots[cell] -= 1
+                if open_slots[cell] == 0 and not stop.is_set():
+                    jobs[executor.submit(worker.finish, cell)] = cell
+                elif open_slots[cell] < 0:
+                    del open_slots[cell]
+                    view.finish(cell)
+        view.drain(events)
+    if signalled.is_set():
+        raise Stopped
+    if error is not None:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+
+class _View:
+    """Progress bars of the cells at work and of the whole run."""
+
+    def __init__(self, spec: StudySpec, cells: list[Cell], done: dict[Cell, int], progress: Progress) -> None:
+        self.trials, self.done, self.progress = spec.budget.trials, done, progress
+        self.bars: dict[Cell, Any] = {}
+        total = self.trials * len(cells) if self.trials else None
+        self.overall = progress.add_task("all cells", total=total, completed=sum(done.values()), best="")
+        self.count = len(cells)
+        self.finished = 0
+
+    def start(self, cell: Cell) -> None:
+        """Show a cell."""
+        completed = self.done.get(cell, 0)
+        self.bars[cell] = self.progress.add_task(cell.label, total=self.trials, completed=completed, best="")
+
+    def drain(self, events: Any) -> None:
+        """Take what the workers reported."""
+        while True:
+            try:
+                event = events.get_nowait()
+            except Empty:
+                return
+            best = "" if event["best"] is None else f"best {event['best']:.4f}"
+            if event["cell"] in self.bars:
+                self.progress.update(self.bars[event["cell"]], advance=event["ended"], best=best)
+            self.progress.update(self.overall, advance=event["ended"])
+
+    def finish(self, cell: Cell) -> None:
+        """Take a cell off the screen and leave a line."""
+        self.finished += 1
+        task = self.bars.pop(cell)
+        best = self.progress.tasks[self.progress.task_ids.index(task)].fields["best"]
+        self.progress.console.print(
+            f"{cell.label} done ({self.finished}/{self.count} cells), {best}", highlight=False
+        )
+        self.progress.remove_task(task)
+
+
+@contextlib.contextmanager
+def _progress(spec: StudySpec, cells: list[Cell], storage: Any, console: Console) -> Iterator[_View]:
+    done = {cell: _ended(load_cell(storage, spec, cell)) for cell in cells}
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[best]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, speed_estimate_period=120) as progress:
+        yield _View(spec, cells, done, progress)
+
+
+def _ended(study: optuna.Study) -> int:
+    trials = study.get_trials(deepcopy=False)
+    kept = [t for t in trials if t.state.is_finished() and t.user_attrs.get("reason") != "interrupted"]
+    return sum(t.state != TrialState.FAIL or "reason" in t.user_attrs for t in kept)
+
+
+def _left(storage: Any, spec: StudySpec, cells: list[Cell]) -> list[Cell]:
+    known = {s.study_name for s in storage.get_all_studies()}
+    left = []
+    for cell in cells:
+        if cell.name not in known:
+            left.append(cell)
+            continue
+        study = load_cell(storage, spec, cell)
+        finished = worker.FINAL in study.user_attrs
+        if not finished and (has_work(study, spec) or worker.best_trial(study) or _unended(study)):
+            left.append(cell)
+    return left
+
+
+def _unended(study: optuna.Study) -> bool:
+    return any(not t.state.is_finished() for t in study.get_trials(deepcopy=False))
+
+
+@contextlib.contextmanager
+def _stop_on_signal(stop: Any) -> Iterator[threading.Event]:
+    signalled = threading.Event()
+
+    def ask_to_stop(number: int, frame: FrameType | None) -> None:
+        signalled.set()
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield signalled
+        return
+    before = {s: signal.signal(s, ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signalled
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _only_run(root: Path) -> Iterator[None]:
+    lock = FileLock(root / ".run.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"output: another run is at work in {root}; wait for it, or use another output"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_folder(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"output: {root} cannot be written ({error.strerror}); name another by --set output=FOLDER"
+        ) from None
+
+
+def _check_data(spec: StudySpec, root: Path) -> None:
+    arrays = load_image_arrays(spec.task, root / "data")
+    split_images(spec.task, arrays, spec.seeds[0], worker.resolve_device("cpu"))
+
+
+def _check_device(spec: StudySpec) -> None:
+    import torch
+
+    name = spec.execution.device
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"execution.device: {name!r} is not available here; use auto or cpu")
+
+
+def _prepare_folder(spec: StudySpec, cell: Cell) -> None:
+    from omegaconf import OmegaConf
+
+    folder = cell.folder(spec.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    resolved = spec.model_copy(
+        update={"variations": (cell.variation,), "seeds": (cell.seed,), "pilot_seeds": ()}
+    )
+    (folder / "spec.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved.model_dump(mode="json"))))
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+    if not (here.parent / ".git").exists():
+        return None
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None

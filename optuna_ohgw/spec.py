@@ -1,0 +1,400 @@
+"""YAML to frozen, validated specs: everything a study is, before anything is made."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from optuna_ohgw.errors import UserError
+
+PSI = ("lr", "weight_decay", "momentum", "magnitude", "label_smoothing")
+LIMITS = {
+    "lr": (0.0, float("inf")),
+    "weight_decay": (0.0, float("inf")),
+    "momentum": (0.0, 1.0),
+    "magnitude": (0.0, 10.0),
+    "label_smoothing": (0.0, 1.0),
+}
+STRUCTURE = ("model", "batch_size")
+
+# What each variation does beside the study's warm_start section; None: nothing.
+VARIATIONS: dict[str, dict[str, Any] | None] = {
+    "asha-baseline": None,
+    "asha-random-warm": {"rule": "raw", "random": True},
+    "asha-ohgw-1step": {"rule": "raw"},
+    "asha-ohgw-3step": {"rule": "raw", "steps": 3},
+    "asha-random-3step": {"rule": "raw", "steps": 3, "random": True},
+    "asha-gaussian": {"rule": "gaussian"},
+    "asha-ohgw-trust": {"rule": "trust-region"},
+    "asha-random-trust": {"rule": "trust-region", "random": True},
+    "asha-ohgw-linesearch": {"rule": "line-search"},
+    "asha-random-linesearch": {"rule": "line-search", "random": True},
+    "asha-lr-grid": {"rule": "lr-grid"},
+}
+BASELINE = "asha-baseline"
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class RangeSpec(_Spec):
+    """A continuous hyper-parameter: bounds in native units, log10- or linearly distributed."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> RangeSpec:
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low} is not below high {self.high}; give low < high, or one number")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log needs low > 0 but low is {self.low}; raise low or drop log")
+        return self
+
+
+class ChoiceSpec(_Spec):
+    """A structural parameter, passed through untouched by a warm start."""
+
+    choices: Annotated[tuple[str | int, ...], Field(min_length=1)]
+
+
+def _entry_kind(value: Any) -> str:
+    if isinstance(value, ChoiceSpec) or (isinstance(value, dict) and "choices" in value):
+        return "choices"
+    return "range" if isinstance(value, RangeSpec | dict) else "number"
+
+
+Entry = Annotated[
+    Annotated[RangeSpec, Tag("range")]
+    | Annotated[ChoiceSpec, Tag("choices")]
+    | Annotated[float, Tag("number")],
+    Discriminator(_entry_kind),
+]
+
+
+class AugmentationSpec(_Spec):
+    """Static settings of the image augmentation; its magnitude is in the space."""
+
+    flip: bool = True
+    crop_padding: Annotated[int, Field(ge=0)] = 4
+    operations: Annotated[int, Field(ge=0)] = 2
+    cutout: Annotated[int, Field(ge=0)] = 16
+
+
+class TaskSpec(_Spec):
+    """What is trained: data, network, length."""
+
+    name: Literal["image"] = "image"
+    data: str
+    model: str
+    activation: Literal["relu", "silu"] = "relu"
+    epochs: PositiveInt
+    batch_size: PositiveInt = 128
+    validation_images: PositiveInt
+    train_images: PositiveInt | None = None
+    test_images: PositiveInt | None = None
+    size: PositiveInt | None = None
+    channels: Literal[1, 3] | None = None
+    label_noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    image_column: str = "img"
+    label_column: str = "label"
+    augmentation: AugmentationSpec = AugmentationSpec()
+
+
+class SchedulerSpec(_Spec):
+    """Asynchronous successive halving (stopping); resources are epochs."""
+
+    name: Literal["asha"] = "asha"
+    min_resource: PositiveInt = 1
+    reduction_factor: Annotated[int, Field(ge=2)] = 4
+    bootstrap_count: Annotated[int, Field(ge=0)] = 2
+
+    def rungs(self, epochs: int) -> tuple[int, ...]:
+        """Return the epochs after which the pruner decides, below ``epochs``."""
+        rungs, milestone = [], self.min_resource
+        while milestone < epochs:
+            rungs.append(milestone)
+            milestone *= self.reduction_factor
+        return tuple(rungs)
+
+
+class WarmStartSpec(_Spec):
+    """Settings shared by the warm starts of all variations; see ``WarmStart``."""
+
+    eta_h: PositiveFloat = 1e-3
+    horizon: PositiveInt = 1
+    estimator: Literal["lean", "exact", "direct", "finite-difference"] = "lean"
+    radius: PositiveFloat = 0.2
+    lengths: tuple[PositiveFloat, ...] = (0.05, 0.1, 0.2, 0.4)
+    grid: tuple[float, ...] = (-0.4, -0.2, 0.2, 0.4)
+    grid_horizon: PositiveInt = 5
+    sigma: PositiveFloat = 0.01
+    freeze: tuple[Literal["lr", "weight_decay", "momentum", "magnitude", "label_smoothing"], ...] = ()
+    snr_batches: Annotated[int, Field(ge=0)] = 0
+    min_snr: PositiveFloat | None = None
+    every_rung: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> WarmStartSpec:
+        if self.snr_batches == 1 or (self.min_snr is not None and self.snr_batches == 0):
+            raise ValueError(
+                f"snr_batches is {self.snr_batches}; a ratio needs at least 2, or 0 with no min_snr"
+            )
+        return self
+
+
+class BudgetSpec(_Spec):
+    """When a cell stops: at the first of the limits named."""
+
+    trials: PositiveInt | None = None
+    mbu: PositiveFloat | None = None
+    device_hours: PositiveFloat | None = None
+    wall_hours: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> BudgetSpec:
+        if not any((self.trials, self.mbu, self.device_hours, self.wall_hours)):
+            raise ValueError("no limit is named; give trials, mbu, device_hours or wall_hours")
+        return self
+
+
+class ExecutionSpec(_Spec):
+    """How the work is spread over processes; it changes no result of a one-worker cell."""
+
+    workers: PositiveInt = 1
+    cells_at_once: PositiveInt = 1
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    threads: PositiveInt | None = None
+
+
+class StudySpec(_Spec):
+    """A whole study: variations × paired seeds on one task in one storage."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    task: TaskSpec
+    space: dict[str, Entry]
+    sampler: Literal["random", "qmc", "tpe", "gp", "nsga2"] = "random"
+    scheduler: SchedulerSpec = SchedulerSpec()
+    variations: tuple[str, ...]
+    warm_start: WarmStartSpec = WarmStartSpec()
+    seeds: tuple[Annotated[int, Field(ge=0)], ...]
+    pilot_seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    targets: Annotated[tuple[float, ...], Field(min_length=1)]
+    budget: BudgetSpec
+    execution: ExecutionSpec = ExecutionSpec()
+    output: str = ""
+    storage: str = ""
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _count(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = tuple(range(value))
+        if isinstance(value, list):
+            value = tuple(value)
+        if value == ():
+            raise ValueError("there are no seeds; give a number of seeds or a list of at least one")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> StudySpec:
+        _check_space(self.space)
+        for name in self.variations:
+            if name not in VARIATIONS:
+                raise ValueError(f"variations: {name!r} is unknown{_nearest(name, VARIATIONS)}")
+        for field in ("variations", "seeds", "pilot_seeds"):
+            values = getattr(self, field)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{field}: {list(values)} has one twice; name each once")
+        if not self.variations:
+            raise ValueError(f"variations: the list is empty; name some of {', '.join(VARIATIONS)}")
+        both = set(self.seeds) & set(self.pilot_seeds)
+        if both:
+            raise ValueError(
+                f"pilot_seeds: {sorted(both)} are among seeds; choose others, the pilot is apart"
+            )
+        for target in self.targets:
+            if not 0 < target <= 1:
+                raise ValueError(
+                    f"targets: {target} is not an accuracy above 0 and up to 1 (100%); give 0.93 for 93%"
+                )
+        if self.scheduler.min_resource > self.task.epochs:
+            raise ValueError(
+                f"scheduler.min_resource: {self.scheduler.min_resource} epochs is more than "
+                f"task.epochs {self.task.epochs}; lower it"
+            )
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The output folder."""
+        return Path(self.output or f"runs/{self.name}")
+
+    @property
+    def storage_url(self) -> str:
+        """The Optuna storage URL; an SQLite file in the output folder unless one is named."""
+        return self.storage or f"sqlite:///{self.folder / 'study.db'}"
+
+    @property
+    def ranges(self) -> dict[str, RangeSpec]:
+        """The continuous hyper-parameters that are searched."""
+        return {n: r for n, r in self.space.items() if isinstance(r, RangeSpec)}
+
+    @property
+    def choices(self) -> dict[str, ChoiceSpec]:
+        """The structural parameters that are searched."""
+        return {n: c for n, c in self.space.items() if isinstance(c, ChoiceSpec)}
+
+    @property
+    def constants(self) -> dict[str, float]:
+        """Native values of the hyper-parameters that are not searched; 0 unless named."""
+        numbers = {n: float(v) for n, v in self.space.items() if isinstance(v, int | float)}
+        return {n: numbers.get(n, 0.0) for n in PSI if n not in self.ranges}
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a cell's result depends on, JSON-ready; a resumed study must agree in it."""
+        apart = {"variations", "seeds", "pilot_seeds", "targets", "execution", "output", "storage"}
+        return self.model_dump(mode="json", exclude=apart)
+
+
+def load_spec(path: Path, overrides: tuple[str, ...] = (), *, smoke: bool = False) -> StudySpec:
+    """Return the validated spec of a YAML file.
+
+    A file may name another under ``extends`` (relative to itself) and change some of it. Its
+    ``smoke`` section holds the changes that make it a light run on the same code path.
+
+    Args:
+        path: The YAML file.
+        overrides: ``dotted.key=value`` pairs, laid over the file.
+        smoke: Lay the ``smoke`` section over the file first.
+
+    Raises:
+        UserError: In one line, naming file, field, value and remedy.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    data = _read(path, depth=0)
+    light = data.pop("smoke", {})
+    for pair in overrides:
+        if "=" not in pair:
+            raise UserError(f"--set {pair}: no '=' in it; write --set key.of.field=value")
+    try:
+        merged = OmegaConf.merge(data, light if smoke else {}, OmegaConf.from_dotlist(list(overrides)))
+        plain = OmegaConf.to_container(merged, resolve=False)
+        return StudySpec.model_validate_json(json.dumps(plain))
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error)}") from None
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise UserError(f"{path}: {_first_line(error)}; check the values given by --set and smoke") from None
+
+
+def _read(path: Path, depth: int) -> dict[str, Any]:
+    import yaml
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        config = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file; give the path of a study's YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({_first_line(error)}); give a readable YAML file") from None
+    except yaml.constructor.ConstructorError as error:
+        raise UserError(
+            f"{path}: {_first_line(error)}; plain YAML only, without tags or repeated keys"
+        ) from None
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{path}: is not valid YAML ({_first_line(error)}); mend the syntax") from None
+    if not isinstance(config, DictConfig) or not config:
+        raise UserError(f"{path}: is not a mapping; write 'key: value' lines, starting with 'name:'")
+    data: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
+    base = data.pop("extends", None)
+    if base is None:
+        return data
+    if not isinstance(base, str) or depth >= 5:
+        raise UserError(f"{path}: extends: {base!r} is not a file to start from; name one other YAML file")
+    merged = OmegaConf.merge(_read(path.parent / base, depth + 1), data)
+    whole: dict[str, Any] = OmegaConf.to_container(merged, resolve=False)  # type: ignore[assignment]
+    return whole
+
+
+def _check_space(space: dict[str, RangeSpec | ChoiceSpec | float]) -> None:
+    if not isinstance(space.get("lr"), RangeSpec):
+        raise ValueError("space.lr: is not a range; give low and high, the learning rate is always searched")
+    for name, entry in space.items():
+        if isinstance(entry, ChoiceSpec):
+            if name not in STRUCTURE:
+                raise ValueError(f"space.{name}: has choices; only {', '.join(STRUCTURE)} can have")
+            kind = str if name == "model" else int
+            if not all(type(c) is kind for c in entry.choices):
+                raise ValueError(f"space.{name}: {list(entry.choices)} must all be of type {kind.__name__}")
+            continue
+        if name not in PSI:
+            raise ValueError(f"space.{name}: is unknown{_nearest(name, PSI)}")
+        low, high = LIMITS[name]
+        ends = (entry.low, entry.high) if isinstance(entry, RangeSpec) else (entry, entry)
+        beyond = ends[0] < low or ends[1] > high or (name == "momentum" and ends[1] >= 1)
+        if beyond:
+            raise ValueError(
+                f"space.{name}: {list(ends)} leaves {low:g} to {high:g}{' (excluded)' if name == 'momentum' else ''}; keep it inside"
+            )
+
+
+def _explain(error: ValidationError) -> str:
+    errors = error.errors(include_url=False)
+    first = min(errors, key=lambda e: e["type"] != "extra_forbidden")
+    where = ".".join(str(part) for part in first["loc"] if part not in ("range", "choices", "number"))
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1])
+        return f"{where}: unknown key with value {first['input']!r}{_nearest(str(first['loc'][-1]), known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{where}: {message}" if where else message
+    if first["type"] == "missing":
+        return f"{where}: is missing; add it"
+    return f"{where}: got {first['input']!r}; {message[0].lower()}{message[1:]}"
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    model: Any = StudySpec
+    if len(location) == 3 and location[0] == "space":
+        return list((RangeSpec if location[2] == "range" else ChoiceSpec).model_fields)
+    for part in location:
+        field = model.model_fields.get(part) if isinstance(model, type) else None
+        model = field.annotation if field is not None else None
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return []
+    return list(model.model_fields)
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(known)}" if known else "; remove it"
+
+
+def _first_line(error: Exception) -> str:
+    problem = getattr(error, "problem", None)
+    mark = getattr(error, "problem_mark", None)
+    if problem:
+        return f"{problem}, line {mark.line + 1}" if mark else str(problem)
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

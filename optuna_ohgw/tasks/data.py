@@ -1,0 +1,416 @@
+"""Pictures for the image tasks: found, decoded once, cached, then split by seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from optuna_ohgw.errors import UserError
+from optuna_ohgw.seeds import Purpose, derive_seed
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+    Part = tuple[Iterable[Picture], NDArray[np.int64]]
+    Files = dict[str, list[Path]]
+    Shape = tuple[int, ...] | None
+    Limits = dict[str, int | None]
+
+_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+_CACHE_FORMAT = 1
+_FIXED_STATE = 0  # of the parts that no study seed may change
+_DIGITS_TEST_FRACTION = 0.2
+_HUB_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class ImageArrays:
+    """Decoded pictures before the split: images ``[n, C, H, W]`` uint8, labels ``[n]`` int64.
+
+    ``classes`` is that of the whole source; a label is at least 0 and below it.
+    """
+
+    train_images: NDArray[np.uint8]
+    train_labels: NDArray[np.int64]
+    test_images: NDArray[np.uint8]
+    test_labels: NDArray[np.int64]
+    classes: int
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """What a trial trains on: tensors on the device, images ``[n, C, H, W]`` uint8, labels int64.
+
+    Images stay uint8 (0 to 255), a quarter of the memory of float32; the training loop scales
+    one batch at a time. Only ``train_labels`` may carry label noise.
+    """
+
+    train_images: Tensor
+    train_labels: Tensor
+    validation_images: Tensor
+    validation_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: int
+
+    @property
+    def channels(self) -> int:
+        """Channels of a picture: 1 (gray) or 3 (RGB)."""
+        return int(self.train_images.shape[1])
+
+    @property
+    def height(self) -> int:
+        """Height of a picture in pixels."""
+        return int(self.train_images.shape[2])
+
+    @property
+    def width(self) -> int:
+        """Width of a picture in pixels."""
+        return int(self.train_images.shape[3])
+
+
+def load_arrays(
+    source: str,
+    *,
+    image_column: str = "img",
+    label_column: str = "label",
+    train_images: int | None = None,
+    test_images: int | None = None,
+    size: int | None = None,
+    channels: int | None = None,
+    cache: Path | None = None,
+) -> ImageArrays:
+    """Return the decoded pictures of a source; the same on every call, whatever the study seed.
+
+    Args:
+        source: One of three kinds. ``"digits"``: the 1,797 gray 8x8 digits of scikit-learn (UCI,
+            Alpaydin and Kaynak 1998), levels 0..16 scaled to 0..255, of which a fixed stratified
+            20% is the test part. An existing folder: files ``train*.parquet`` and
+            ``test*.parquet`` at any depth, in the layout of CIFAR-10 on the Hugging Face hub
+            (Krizhevsky 2009). Anything else: a data set of the hub, by id.
+        image_column: Column of the encoded pictures (folder and hub).
+        label_column: Column of the integer labels, 0 to classes - 1 (folder and hub).
+        train_images: How many training pictures to keep, drawn stratified by label with a fixed
+            state, or all of them. Only these are decoded.
+        test_images: The same for the test part.
+        size: Height and width to resize to, in pixels: bilinear, with antialiasing when
+            shrinking; a picture that is not square is stretched. None keeps the size.
+        channels: 1 or 3. Gray becomes RGB by repetition, RGB becomes gray by the luma weights of
+            ITU-R 601-2. None keeps what the first training picture has.
+        cache: Folder to keep decoded arrays in, memory-mapped read-only on load; processes may
+            share it. The key holds these arguments and the name, size and time of change of
+            every file of a folder source. A hub source is not looked up again once cached:
+            delete the folder to follow a new revision.
+
+    Raises:
+        UserError: If the source, a column or a number does not fit; without a network within
+            seconds for a hub source.
+    """
+    if channels not in (None, 1, 3):
+        raise UserError(f"task.channels is {channels}; give 1 (gray) or 3 (RGB)")
+    if size is not None and size < 1:
+        raise UserError(f"task.size is {size}; give a positive number of pixels")
+    files = {} if source == "digits" else _parquet_files(source)
+    limits = {"train": train_images, "test": test_images}
+
+    def decode() -> ImageArrays:
+        if source == "digits":
+            parts, classes = _digits_parts(limits)
+        else:
+            parts, classes = _hub_layout_parts(source, files, image_column, label_column, limits)
+        train = _stack("train", parts["train"][0], size, channels, None)
+        test = _stack("test", parts["test"][0], size, train.shape[1], train.shape[1:])
+        return ImageArrays(train, parts["train"][1], test, parts["test"][1], classes)
+
+    if cache is None:
+        return decode()
+    arguments = [source, image_column, label_column, train_images, test_images, size, channels]
+    folder = cache / f"arrays-{_fingerprint(arguments, files)}"
+    if not folder.exists():
+        _write(decode(), folder)
+    return _read(folder)
+
+
+def split(
+    arrays: ImageArrays,
+    *,
+    validation_images: int,
+    seed: int,
+    label_noise: float = 0.0,
+    device: torch.device | str,
+) -> ImageData:
+    """Return the data of a study: a validation part set apart by seed, labels perhaps noised.
+
+    The validation part is stratified by label and disjoint from the training part; the test part
+    is passed on as it is. Label noise is symmetric: exactly ``round(label_noise * n)`` of the
+    ``n`` training labels each become another class, uniform over the ``classes - 1`` others.
+
+    Args:
+        arrays: What ``load_arrays`` returned.
+        validation_images: Size of the validation part.
+        seed: The study seed; the split and the noise use streams of their own.
+        label_noise: Fraction of training labels to replace, 0 to 1.
+        device: Where the tensors go.
+
+    Raises:
+        UserError: If a part would hold fewer pictures than classes, or a value is out of range.
+    """
+    if not 0.0 <= label_noise <= 1.0:
+        raise UserError(f"task.label_noise is {label_noise}; give a fraction from 0 to 1")
+    state = derive_seed(seed, Purpose.SPLIT) % 2**32
+    field = "task.validation_images"
+    validation, train = _stratified(arrays.train_labels, validation_images, state, field)
+    labels = arrays.train_labels[train]
+    generator = np.random.default_rng(derive_seed(seed, Purpose.LABEL_NOISE))
+    noised = generator.permutation(len(labels))[: round(label_noise * len(labels))]
+    shift = generator.integers(1, arrays.classes, size=len(noised))
+    labels[noised] = (labels[noised] + shift) % arrays.classes
+
+    def tensor(array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.array(array)).to(device)  # a copy: a cached array is read-only
+
+    return ImageData(
+        train_images=tensor(arrays.train_images[train]),
+        train_labels=tensor(labels),
+        validation_images=tensor(arrays.train_images[validation]),
+        validation_labels=tensor(arrays.train_labels[validation]),
+        test_images=tensor(arrays.test_images),
+        test_labels=tensor(arrays.test_labels),
+        classes=arrays.classes,
+    )
+
+
+def _stratified(
+    labels: NDArray[np.int64], count: int, state: int, field: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the sorted positions of a stratified draw of ``count`` labels, and of the others."""
+    from sklearn.model_selection import train_test_split
+
+    present, members = np.unique(labels, return_counts=True)
+    if not len(present) <= count <= len(labels) - len(present) or members.min() < 2:
+        raise UserError(
+            f"{field} is {count}, but the draw is by class from {len(labels)} pictures of "
+            f"{len(present)} classes, the rarest with {members.min()}; give a number from "
+            f"{len(present)} to {len(labels) - len(present)}, at least 2 pictures a class"
+        )
+    drawn, others = train_test_split(
+        np.arange(len(labels)), train_size=count, stratify=labels, random_state=state
+    )
+    return np.sort(drawn), np.sort(others)
+
+
+def _kept(labels: NDArray[np.int64], limit: int | None, part: str) -> NDArray[np.int64]:
+    """Return the positions of the pictures that a limit keeps."""
+    if limit is None or limit == len(labels):
+        return np.arange(len(labels))
+    return _stratified(labels, limit, _FIXED_STATE, f"task.{part}_images")[0]
+
+
+def _digits_parts(limits: Limits) -> tuple[dict[str, Part], int]:
+    """Return the parts of scikit-learn's digits and their number of classes."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    labels = digits.target.astype(np.int64)
+    count = round(_DIGITS_TEST_FRACTION * len(labels))
+    test, train = _stratified(labels, count, _FIXED_STATE, "the test part of digits")
+    parts: dict[str, Part] = {}
+    for part, positions in (("train", train), ("test", test)):
+        kept = positions[_kept(labels[positions], limits[part], part)]
+        parts[part] = [Image.fromarray(image) for image in images[kept]], labels[kept]
+    return parts, len(digits.target_names)
+
+
+def _parquet_files(source: str) -> Files:
+    """Return the parquet files of a folder by part; none if the source is an id of the hub."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        if source.startswith((".", "/", "~")) or source.count("/") > 1 or not source.strip():
+            raise UserError(
+                f"task.data: folder {source!r} does not exist; give an existing folder, a data "
+                "set of the hub as OWNER/NAME, or digits"
+            )
+        return {}
+    files = {part: sorted(folder.rglob(f"{part}*.parquet")) for part in ("train", "test")}
+    for part, paths in files.items():
+        if not paths:
+            raise UserError(
+                f"task.data: folder {source} holds no file {part}*.parquet; give a folder with "
+                "train*.parquet and test*.parquet in the layout of CIFAR-10 on the hub"
+            )
+        parents = sorted({str(path.parent) for path in paths})
+        if len(parents) > 1:
+            raise UserError(
+                f"task.data: folder {source} holds {part}*.parquet in several folders "
+                f"({', '.join(parents)}); give one of them"
+            )
+    return files
+
+
+def _hub_layout_parts(
+    source: str, files: Files, image_column: str, label_column: str, limits: Limits
+) -> tuple[dict[str, Part], int]:
+    """Return the parts of a folder or of a data set of the hub, and the number of classes."""
+    loaded = _load_folder(source, files) if files else _load_hub(source)
+    parts: dict[str, Part] = {}
+    highest = 0
+    for part in ("train", "test"):
+        if part not in loaded:
+            raise UserError(
+                f"task.data: {source} has the parts {', '.join(map(str, loaded))} but no {part}; "
+                "give a folder with train*.parquet and test*.parquet by --set task.data=FOLDER"
+            )
+        rows = loaded[part]
+        for field, column in (("image_column", image_column), ("label_column", label_column)):
+            if column not in rows.column_names:
+                raise UserError(
+                    f"task.data: the {part} part of {source} has no column {column!r}, only "
+                    f"{', '.join(rows.column_names)}; name it by --set task.{field}=COLUMN"
+                )
+        labels = np.array([])
+        if "int" in str(getattr(rows.features[label_column], "dtype", "")):
+            labels = np.array(rows.select_columns(label_column)[:][label_column])
+        if labels.dtype.kind not in "iu" or labels.min() < 0:
+            raise UserError(
+                f"task.data: column {label_column!r} of the {part} part of {source} must hold "
+                "integers from 0; name another by --set task.label_column=COLUMN"
+            )
+        highest = max(highest, int(labels.max()))
+        kept = _kept(labels, limits[part], part)
+        parts[part] = _pictures(rows.select(kept), image_column), labels[kept].astype(np.int64)
+    return parts, highest + 1
+
+
+def _pictures(rows: Any, column: str) -> Iterator[Picture]:
+    """Yield the decoded pictures of a column, one at a time."""
+    import datasets
+
+    for row in rows.select_columns(column).cast_column(column, datasets.Image()):
+        yield row[column]
+
+
+def _load_folder(source: str, files: Files) -> Any:
+    """Return the ``datasets.DatasetDict`` of parquet files."""
+    import glob
+
+    import datasets
+
+    # datasets reads a path as a pattern
+    patterns = {part: [glob.escape(str(path)) for path in paths] for part, paths in files.items()}
+    try:
+        return datasets.load_dataset("parquet", data_files=patterns)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise UserError(
+            f"task.data: the parquet files of {source} cannot be read ({_one_line(error.__cause__ or error)}); "
+            "give intact files whose parts have the same columns"
+        ) from error
+
+
+def _load_hub(source: str) -> Any:
+    """Return the ``datasets.DatasetDict`` of a data set of the hub.
+
+    Asks the hub once first: ``load_dataset`` retries for half a minute where there is no
+    network. ``HF_HUB_OFFLINE`` skips the question: only the local cache is read.
+    """
+    import datasets
+    from huggingface_hub import HfApi
+
+    try:
+        if not datasets.config.HF_HUB_OFFLINE:
+            HfApi().dataset_info(source, timeout=_HUB_TIMEOUT_S)
+        return datasets.load_dataset(source)
+    except Exception as error:  # the HTTP library, and so its errors, differ by version
+        raise UserError(
+            f"task.data: {source!r} is no folder, and loading it from the hub failed "
+            f"({_one_line(error)}); give a folder in the same layout by --set task.data=FOLDER, "
+            "or set HF_HUB_OFFLINE=1 if it was downloaded before"
+        ) from error
+
+
+def _one_line(error: BaseException) -> str:
+    """Return the kind and the first line of an error."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _stack(
+    part: str, pictures: Iterable[Picture], size: int | None, channels: int | None, shape: Shape
+) -> NDArray[np.uint8]:
+    """Return ``[n, C, H, W]`` uint8 of pictures, all of the given shape or of the first's."""
+    from PIL import Image
+
+    arrays: list[NDArray[np.uint8]] = []
+    try:
+        for picture in pictures:
+            channels = channels or (1 if picture.mode in ("1", "L", "LA") else 3)
+            pixels = picture.convert("L" if channels == 1 else "RGB")
+            if size is not None and pixels.size != (size, size):
+                pixels = pixels.resize((size, size), Image.Resampling.BILINEAR)
+            array = np.asarray(pixels, dtype=np.uint8)
+            arrays.append(array[None] if channels == 1 else array.transpose(2, 0, 1))
+            shape = shape or arrays[0].shape
+            if arrays[-1].shape != shape:
+                raise UserError(
+                    f"task.data: picture {len(arrays) - 1} kept of the {part} part is "
+                    f"{arrays[-1].shape} but the first is {shape}; give all one size by "
+                    "--set task.size=PIXELS"
+                )
+    except (OSError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
+        raise UserError(
+            f"task.data: picture {len(arrays)} kept of the {part} part cannot be decoded "
+            f"({_one_line(error)}); repair it, or name another --set task.image_column=COLUMN"
+        ) from error
+    return np.stack(arrays)
+
+
+def _fingerprint(arguments: list[Any], files: Files) -> str:
+    """Return a key for the arguments and for the name, size and time of change of each file."""
+    stats = [
+        (part, str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
+        for part, paths in sorted(files.items())
+        for path in paths
+    ]
+    text = json.dumps([_CACHE_FORMAT, arguments, stats])
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _write(arrays: ImageArrays, folder: Path) -> None:
+    """Write a cache entry as a whole: a reader sees all of it or nothing."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder.parent) as scratch:
+        entry = Path(scratch) / folder.name
+        entry.mkdir()
+        for name in (*_ARRAYS, "classes"):
+            np.save(entry / f"{name}.npy", getattr(arrays, name), allow_pickle=False)
+        try:
+            os.replace(entry, folder)
+        except OSError:  # another process was first, and wrote the same
+            if not folder.is_dir():
+                raise
+
+
+def _read(folder: Path) -> ImageArrays:
+    """Return a cache entry, memory-mapped."""
+    try:
+        train_images, train_labels, test_images, test_labels = (
+            np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS
+        )
+        classes = int(np.load(folder / "classes.npy", allow_pickle=False))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"task.cache: entry {folder} cannot be read ({_one_line(error)}); delete that folder"
+        ) from error
+    return ImageArrays(train_images, train_labels, test_images, test_labels, classes)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,15 +46,10 @@ def run(
     """Train every variation of a study with paired seeds; run it again to continue."""
     from rich.console import Console
 
-    from optuna_ohgw.spec import load_spec
-
-    console = Console(quiet=quiet)
-    spec = load_spec(study, tuple(overrides or ()), smoke=smoke)
-    import optuna
-
+    console = Console(quiet=quiet, width=None if sys.stdout.isatty() else 100)
+    spec = _load(study, overrides, smoke)
     from optuna_ohgw import runner
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     level = logging.DEBUG if verbose else logging.INFO
     try:
         ran = runner.run(spec, console, level)
@@ -61,7 +58,7 @@ def run(
         raise typer.Exit(130) from None
     if not ran:
         console.print(f"{spec.name} is finished; nothing was left to do")
-    _show(spec, study, console)
+    _show(spec, _again(study, overrides, smoke), console)
 
 
 @app.command()
@@ -79,15 +76,14 @@ def status(
 
     from optuna_ohgw.cells import cells_of, check_cells, open_storage
     from optuna_ohgw.errors import UserError
-    from optuna_ohgw.spec import load_spec
 
-    spec = load_spec(study, tuple(overrides or ()), smoke=smoke)
+    spec = _load(study, overrides, smoke)
     storage = open_storage(spec.storage_url, create=False)
     if not check_cells(storage, spec):
         raise UserError(
             f"storage: {spec.storage_url} holds no cell of {spec.name!r}; start it with 'optuna-ohgw run'"
         )
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 100)
     _show_status(spec, storage, cells_of(spec), console)
     if check_pairing:
         from optuna_ohgw.pairing import check_pairing as check
@@ -118,6 +114,7 @@ def main() -> None:
     """Run the command; a user's mistake is one line and exit status 2."""
     from optuna_ohgw.errors import UserError
 
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     except UserError as error:
@@ -128,7 +125,16 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
-def _show(spec: StudySpec, path: Path, console: Console) -> None:
+def _load(study: Path, overrides: list[str] | None, smoke: bool) -> StudySpec:
+    import optuna
+
+    from optuna_ohgw.spec import load_spec
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return load_spec(study, tuple(overrides or ()), smoke=smoke)
+
+
+def _show(spec: StudySpec, arguments: str, console: Console) -> None:
     from optuna_ohgw import metrics, records
     from optuna_ohgw.cells import cells_of, open_storage
 
@@ -141,7 +147,7 @@ def _show(spec: StudySpec, path: Path, console: Console) -> None:
     )
     _print_summary(spec, table, targets, pilot, console)
     console.print("\nLook further:", highlight=False)
-    console.print(f"  optuna-ohgw status {path} --check-pairing", highlight=False, soft_wrap=True)
+    console.print(f"  optuna-ohgw status {arguments} --check-pairing", highlight=False, soft_wrap=True)
     console.print(f"  optuna-dashboard {_hide(spec.storage_url)}", highlight=False, soft_wrap=True)
     console.print(
         f"  {spec.folder}/VARIATION/seed-NNNN: best weights, learning curve, spec and logs", highlight=False
@@ -151,14 +157,20 @@ def _show(spec: StudySpec, path: Path, console: Console) -> None:
 def _print_summary(
     spec: StudySpec, table: pd.DataFrame, targets: list[float], pilot: float | None, console: Console
 ) -> None:
+    from rich import box
     from rich.table import Table
 
-    shown = Table(title=f"{spec.name}: medians over {len(spec.seeds)} paired seeds", title_justify="left")
+    shown = Table(
+        title=f"{spec.name}: medians over {len(spec.seeds)} paired seeds",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     shown.add_column("variation", no_wrap=True)
     for target in targets:
         star = "*" if target == pilot else ""
-        shown.add_column(f"T@τ{star}, mbu\nτ{star} = {target:.4g}", justify="right", no_wrap=True)
-    for name in ("best\nvalid.", "test", "overhead\nmbu", "\nsec.", "trials\npruned"):
+        shown.add_column(f"T@τ{star} (mbu)\nτ{star}={target:.4g}", justify="right", no_wrap=True)
+    for name in ("best\nvalid.", "\ntest", "warm\nmbu", "start\nsec.", "\npruned"):
         shown.add_column(name, justify="right", no_wrap=True)
     for row in table.to_dict("records"):
         cells = [_time(row[f"T@{t}"], row[f"reached@{t}"], row["cells"]) for t in targets]
@@ -173,10 +185,12 @@ def _print_summary(
             f"{row['pruned']}/{row['trials']}{failed}",
         )
     console.print(shown)
-    console.print("T@τ: mini-batch units until a cell first reaches τ, median (seeds that reached it / seeds);")
-    console.print("a dash: half or more did not reach it within the budget.", end=" " if pilot else "\n")
+    console.print(
+        "T@τ: mini-batch units until a cell first reaches τ, median (seeds that did / seeds);\n"
+        "-: half or more did not. Warm start: its share of all mbu and of all device seconds."
+    )
     if pilot is not None:
-        console.print("τ*: what at least 90% of the pilot's seeds reach.")
+        console.print("τ*: the highest target that at least 90% of the pilot's seeds reach.")
 
 
 def _time(value: float, reached: int, cells: int) -> str:
@@ -185,13 +199,14 @@ def _time(value: float, reached: int, cells: int) -> str:
 
 
 def _show_status(spec: StudySpec, storage: Any, cells: list[Any], console: Console) -> None:
+    from rich import box
     from rich.table import Table
 
     from optuna_ohgw import records
 
     trials = records.trials_table(storage, cells)
     finals = records.finals_table(storage, cells)
-    shown = Table(title=spec.name, title_justify="left")
+    shown = Table(title=spec.name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("cell", "running", "complete", "pruned", "failed", "best", "test"):
         shown.add_column(name, justify="left" if name == "cell" else "right")
     for cell in cells:
@@ -207,6 +222,11 @@ def _show_status(spec: StudySpec, storage: Any, cells: list[Any], console: Conso
         numbers = [str(counts.get(state, 0)) for state in ("RUNNING", "COMPLETE", "PRUNED", "FAIL")]
         shown.add_row(cell.label, *numbers, *done)
     console.print(shown)
+
+
+def _again(study: Path, overrides: list[str] | None, smoke: bool) -> str:
+    settings = [part for pair in overrides or () for part in ("--set", pair)]
+    return shlex.join([str(study), *settings, *(["--smoke"] if smoke else [])])
 
 
 def _hide(url: str) -> str:

@@ -297,6 +297,8 @@ def load_spec(path: Path, overrides: tuple[str, ...] = (), *, smoke: bool = Fals
         if "=" not in pair:
             raise UserError(f"--set {pair}: no '=' in it; write --set key.of.field=value")
     try:
+        if smoke:
+            data = {**data, "name": f"{data.get('name')}-smoke"}
         merged = OmegaConf.merge(data, light if smoke else {}, OmegaConf.from_dotlist(list(overrides)))
         plain = OmegaConf.to_container(merged, resolve=False)
         return StudySpec.model_validate_json(json.dumps(plain))

@@ -16,12 +16,12 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from optuna_ohgw.errors import UserError
+from optuna_ohgw.pruner import INTERRUPTED, RetryAwarePruner, is_interrupted
 from optuna_ohgw.sampler import CONFIG_INDEX, OhgwSampler, PairedSampler
 from optuna_ohgw.seeds import Purpose, derive_seed
 from optuna_ohgw.spec import BASELINE, StudySpec
 
 RETRY_OF = "retry_of"
-INTERRUPTED = "interrupted"
 METRIC = "validation accuracy"
 
 
@@ -87,6 +87,9 @@ def sqlite_path(url: str) -> Path | None:
 def check_cells(storage: BaseStorage, spec: StudySpec) -> dict[str, int]:
     """Return the ids of the studies that exist, by name, after comparing their specs.
 
+    A study without a spec and without trials, left by a run killed while it made its cells, counts
+    as not there.
+
     Raises:
         UserError: If a study of the same name was made otherwise, naming the first difference.
     """
@@ -94,6 +97,9 @@ def check_cells(storage: BaseStorage, spec: StudySpec) -> dict[str, int]:
     existing = {s.study_name: s._study_id for s in storage.get_all_studies()}
     for name in sorted(names & set(existing)):
         stored = storage.get_study_user_attrs(existing[name]).get("spec")
+        if stored is None and _is_blank(storage, existing[name]):
+            del existing[name]
+            continue
         if not isinstance(stored, dict):
             raise UserError(
                 f"storage: study {name!r} exists but was not made by optuna-ohgw; "
@@ -133,8 +139,9 @@ def load_cell(storage: BaseStorage, spec: StudySpec, cell: Cell, slot: int = 0) 
         reduction_factor=scheduler.reduction_factor,
         bootstrap_count=scheduler.bootstrap_count,
     )
-    sampler = OhgwSampler(_base_sampler(spec, cell.seed, slot))
-    return optuna.load_study(study_name=cell.name, storage=storage, sampler=sampler, pruner=pruner)
+    study = optuna.load_study(study_name=cell.name, storage=storage, pruner=RetryAwarePruner(pruner))
+    study.sampler = OhgwSampler(_base_sampler(spec, cell.seed, slot, len(study.get_trials(deepcopy=False))))
+    return study
 
 
 def revive(study: optuna.Study) -> int:
@@ -147,12 +154,12 @@ def revive(study: optuna.Study) -> int:
     retried = {t.user_attrs[RETRY_OF] for t in trials if RETRY_OF in t.user_attrs}
     for trial in trials:
         running = trial.state == TrialState.RUNNING
-        interrupted = trial.state == TrialState.FAIL and trial.user_attrs.get("reason") == INTERRUPTED
-        if (running or interrupted) and trial.number not in retried:
+        if (running or is_interrupted(trial)) and trial.number not in retried:
             attributes = {CONFIG_INDEX: config_index(trial, trials), RETRY_OF: trial.number}
             study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=attributes))
             count += 1
         if running:
+            study._storage.set_trial_user_attr(trial._trial_id, "reason", INTERRUPTED)
             study.tell(trial.number, state=TrialState.FAIL)
     return count
 
@@ -164,13 +171,16 @@ def config_index(trial: FrozenTrial, trials: list[FrozenTrial]) -> int:
     return trial.number - sum(RETRY_OF in t.user_attrs for t in trials[: trial.number])
 
 
-def is_spent(study: optuna.Study, spec: StudySpec, batches_per_epoch: int) -> bool:
-    """Return whether a cell's budget of mbu, device-hours or wall-hours is used up."""
+def is_spent(study: optuna.Study, spec: StudySpec) -> bool:
+    """Return whether a cell's budget of mbu, device-hours or wall-hours is used up.
+
+    Interrupted trials, which are trained again, do not count, nor does the time between runs.
+    """
     budget = spec.budget
     if not (budget.mbu or budget.device_hours or budget.wall_hours):
         return False
-    trials = study.get_trials(deepcopy=False)
-    if budget.mbu and sum(_mbu(t, batches_per_epoch) for t in trials) >= budget.mbu:
+    trials = [t for t in study.get_trials(deepcopy=False) if not is_interrupted(t)]
+    if budget.mbu and sum(_mbu(t) for t in trials) >= budget.mbu:
         return True
     if budget.device_hours and sum(_device_seconds(t) for t in trials) >= 3600 * budget.device_hours:
         return True
@@ -186,12 +196,18 @@ def has_work(study: optuna.Study, spec: StudySpec) -> bool:
     return spec.budget.trials is None or fresh < spec.budget.trials
 
 
-def _base_sampler(spec: StudySpec, seed: int, slot: int) -> optuna.samplers.BaseSampler:
+def _is_blank(storage: BaseStorage, study_id: int) -> bool:
+    directions = storage.get_study_directions(study_id)
+    return directions == [StudyDirection.MAXIMIZE] and not storage.get_all_trials(study_id, deepcopy=False)
+
+
+def _base_sampler(spec: StudySpec, seed: int, slot: int, trials: int) -> optuna.samplers.BaseSampler:
     if spec.sampler == "random":
         return PairedSampler(seed)
     if spec.sampler == "qmc":
         return PairedSampler(seed, names=tuple(spec.ranges))
-    own = derive_seed(seed, Purpose.SUGGEST, slot) % 2**32
+    # A resumed run goes on with other draws than those it began with.
+    own = derive_seed(seed, Purpose.SUGGEST, slot, trials) % 2**32
     if spec.sampler == "gp":
         return optuna.samplers.GPSampler(seed=own)
     if spec.sampler == "nsga2":
@@ -199,14 +215,16 @@ def _base_sampler(spec: StudySpec, seed: int, slot: int) -> optuna.samplers.Base
     return optuna.samplers.TPESampler(seed=own)
 
 
-def _mbu(trial: FrozenTrial, batches_per_epoch: int) -> float:
+def _mbu(trial: FrozenTrial) -> float:
     warm = sum(record["cost_mbu"] for record in trial.user_attrs.get("ohgw", []))
-    return float(warm) + batches_per_epoch * len(trial.intermediate_values)
+    # A diverged epoch is in the curve but was not reported; a running trial's curve may lag.
+    epochs = max(len(trial.intermediate_values), len(trial.user_attrs.get("curve", {}).get("mbu", [])))
+    return float(warm) + int(trial.user_attrs.get("batches_per_epoch", 0)) * epochs
 
 
 def _device_seconds(trial: FrozenTrial) -> float:
     curve = trial.user_attrs.get("curve", {})
-    return sum(sum(curve.get(column, [])) for column in ("train_s", "warm_s", "eval_s"))
+    return sum(sum(filter(None, curve.get(column, []))) for column in ("train_s", "warm_s", "eval_s"))
 
 
 def _wall_seconds(trials: list[FrozenTrial]) -> float:

@@ -44,9 +44,7 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Train every variation of a study with paired seeds; run it again to continue."""
-    from rich.console import Console
-
-    console = Console(quiet=quiet, width=None if sys.stdout.isatty() else 100)
+    console = _console(quiet=quiet)
     spec = _load(study, overrides, smoke)
     from optuna_ohgw import runner
 
@@ -72,8 +70,6 @@ def status(
     ] = False,
 ) -> None:
     """Show how far a study is."""
-    from rich.console import Console
-
     from optuna_ohgw.cells import cells_of, check_cells, open_storage
     from optuna_ohgw.errors import UserError
 
@@ -83,7 +79,7 @@ def status(
         raise UserError(
             f"storage: {spec.storage_url} holds no cell of {spec.name!r}; start it with 'optuna-ohgw run'"
         )
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    console = _console()
     _show_status(spec, storage, cells_of(spec), console)
     if check_pairing:
         from optuna_ohgw.pairing import check_pairing as check
@@ -100,14 +96,12 @@ def bench(
     repeats: Annotated[int, typer.Option(help="Timed repeats; the median counts.", min=3)] = 7,
 ) -> None:
     """Measure this machine; print ratios of one run."""
-    from rich.console import Console
-
     from optuna_ohgw import bench as benchmarks
     from optuna_ohgw.errors import UserError
 
     if what not in benchmarks.BENCHMARKS:
         raise UserError(f"bench: {what!r} is unknown; use one of {', '.join(benchmarks.BENCHMARKS)}")
-    benchmarks.BENCHMARKS[what](Console(), device, repeats)
+    benchmarks.BENCHMARKS[what](_console(), device, repeats)
 
 
 def main() -> None:
@@ -222,6 +216,12 @@ def _show_status(spec: StudySpec, storage: Any, cells: list[Any], console: Conso
         numbers = [str(counts.get(state, 0)) for state in ("RUNNING", "COMPLETE", "PRUNED", "FAIL")]
         shown.add_row(cell.label, *numbers, *done)
     console.print(shown)
+
+
+def _console(*, quiet: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(quiet=quiet, width=None if sys.stdout.isatty() else 100)
 
 
 def _again(study: Path, overrides: list[str] | None, smoke: bool) -> str:

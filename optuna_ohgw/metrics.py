@@ -39,13 +39,14 @@ def pilot_target(epochs: pd.DataFrame, share: float = 0.9) -> float | None:
         share: Share of the seeds that must reach it.
 
     Returns:
-        A validation accuracy, or None without pilot rows.
+        A validation accuracy, or None without pilot rows or where too few seeds have any accuracy.
     """
-    best = epochs.loc[epochs["variation"] == "pilot"].groupby("seed")["val_accuracy"].max().dropna()
+    best = epochs.loc[epochs["variation"] == "pilot"].groupby("seed")["val_accuracy"].max()
     if best.empty:
         return None
     needed = math.ceil(share * len(best) - 1e-9)
-    return float(best.sort_values(ascending=False).iloc[needed - 1])
+    target = float(best.sort_values(ascending=False, na_position="last").iloc[needed - 1])
+    return None if math.isnan(target) else target
 
 
 def summary(
@@ -54,18 +55,20 @@ def summary(
     """Return one row a variation.
 
     Columns: ``cells``; for each target ``T@τ`` the median over seeds in mbu (infinity when half
-    or more of the cells did not reach it) and ``reached@τ`` their number; medians of
-    ``validation`` and ``test`` (fractions); ``overhead``: warm-start share of all mbu, and
-    ``overhead_s`` of all device seconds, pooled over cells; ``pruned`` and ``failed`` trials.
+    or more of the cells did not reach it) and ``reached@τ`` the number that did; medians of
+    ``validation`` and ``test`` (fractions; a cell without any counts as the worst);
+    ``overhead``: warm-start share of all mbu, and ``overhead_s`` of all device seconds, pooled
+    over cells; ``pruned`` and ``failed`` trials, and ``trials``, those that ended otherwise.
     """
     rows = []
     for variation, own in epochs.groupby("variation", sort=False):
         if variation == "pilot":
             continue
-        cells = [cell for _, cell in own.groupby("seed")]
         final = finals[finals["variation"] == variation]
         mine = trials[trials["variation"] == variation]
-        last = own.groupby(["seed", "trial"])["mbu"].max()
+        # A cell whose trials all failed has no epochs, and reached nothing.
+        cells = [own[own["seed"] == seed] for seed in sorted({*own["seed"], *mine["seed"]})]
+        ended = own.groupby(["seed", "trial"])[["mbu", "warm_mbu"]].max().sum()
         seconds = own[["train_s", "warm_s", "eval_s"]].sum()
         row: dict[str, object] = {"variation": variation, "cells": len(cells)}
         for target in targets:
@@ -74,7 +77,7 @@ def summary(
             row[f"reached@{target}"] = int((times < math.inf).sum())
         row["validation"] = _median(pd.Series([c["val_accuracy"].max() for c in cells]))
         row["test"] = _median(final["test_accuracy"]) if len(final) else math.nan
-        row["overhead"] = float(mine["warm_mbu"].sum() / last.sum())
+        row["overhead"] = float(ended["warm_mbu"] / ended["mbu"])
         row["overhead_s"] = float(seconds["warm_s"] / seconds.sum())
         row["pruned"] = int((mine["state"] == "PRUNED").sum())
         row["trials"] = int(mine["state"].isin(["COMPLETE", "PRUNED"]).sum())
@@ -84,6 +87,6 @@ def summary(
 
 
 def _median(values: pd.Series) -> float:
-    ordered = values.sort_values().to_list()
+    ordered = values.sort_values(na_position="first").to_list()
     middle = (len(ordered) - 1) / 2
     return (ordered[math.floor(middle)] + ordered[math.ceil(middle)]) / 2 if ordered else math.nan

@@ -10,8 +10,8 @@ import torch
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, create_trial
 
-from optuna_ohgw.cells import CONFIG_INDEX, cells_of, config_index
-from optuna_ohgw.sampler import PairedSampler
+from optuna_ohgw.cells import cells_of, config_index
+from optuna_ohgw.sampler import CONFIG_INDEX, PairedSampler
 from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.tasks.image import ImageTask, load_image_arrays, split_images
 from optuna_ohgw.training import initial_state
@@ -37,8 +37,8 @@ class PairingReport:
     def text(self) -> str:
         """Return the report in a line, and a line for each fault."""
         verdict = "intact" if self.intact else f"broken in {len(self.faults)} places"
-        head = f"pairing ({self.pairing}): {verdict}; {self.trials} trials compared, {self.recomputed} recomputed"
-        return "\n".join([head, *self.faults[:20]])
+        counts = f"{self.trials} trials compared, {self.recomputed} recomputed"
+        return "\n".join([f"pairing ({self.pairing}): {verdict}; {counts}", *self.faults[:20]])
 
 
 def check_pairing(storage: BaseStorage, spec: StudySpec) -> PairingReport:

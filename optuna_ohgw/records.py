@@ -10,8 +10,20 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from optuna_ohgw.cells import Cell, config_index
+from optuna_ohgw.pruner import is_interrupted
 
 EPOCH_COLUMNS = ["mbu", "wall", "train_s", "warm_s", "eval_s", "train_loss", "val_loss", "val_accuracy"]
+_TRIAL_COLUMNS = [
+    "variation",
+    "seed",
+    "trial",
+    "config_index",
+    "state",
+    "reason",
+    "warm_mbu",
+    "warm_s",
+    "no_step",
+]
 
 
 def epochs_table(storage: BaseStorage, cells: list[Cell]) -> pd.DataFrame:
@@ -28,7 +40,7 @@ def epochs_table(storage: BaseStorage, cells: list[Cell]) -> pd.DataFrame:
         trials = study.get_trials(deepcopy=False)
         for trial in trials:
             curve = trial.user_attrs.get("curve")
-            if not curve or trial.user_attrs.get("reason") == "interrupted" or not trial.state.is_finished():
+            if not curve or is_interrupted(trial) or not trial.state.is_finished():
                 continue
             table = pd.DataFrame(curve, columns=EPOCH_COLUMNS, dtype=float)
             table.insert(0, "epoch", range(1, len(table) + 1))
@@ -44,7 +56,11 @@ def epochs_table(storage: BaseStorage, cells: list[Cell]) -> pd.DataFrame:
 
 
 def trials_table(storage: BaseStorage, cells: list[Cell]) -> pd.DataFrame:
-    """Return one row a trial: variation, seed, trial, config_index, state, reason, warm_mbu, warm_s."""
+    """Return one row a trial of the cells that exist, whatever its state.
+
+    Columns: ``variation``, ``seed``, ``trial``, ``config_index``, ``state``, ``reason`` (why it
+    ended early), ``warm_mbu``, ``warm_s``, ``no_step`` (why a warm start moved nothing).
+    """
     rows = []
     for cell, study in _studies(storage, cells):
         trials = study.get_trials(deepcopy=False)
@@ -63,7 +79,7 @@ def trials_table(storage: BaseStorage, cells: list[Cell]) -> pd.DataFrame:
                     "no_step": next((r["reason"] for r in records if r.get("reason")), None),
                 }
             )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=_TRIAL_COLUMNS)
 
 
 def finals_table(storage: BaseStorage, cells: list[Cell]) -> pd.DataFrame:

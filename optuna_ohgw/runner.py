@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,6 @@ from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
-from optuna.trial import TrialState
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -44,6 +43,7 @@ from optuna_ohgw.cells import (
     sqlite_path,
 )
 from optuna_ohgw.errors import UserError
+from optuna_ohgw.pruner import is_interrupted
 from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.tasks.image import load_image_arrays, split_images
 
@@ -69,6 +69,13 @@ def run(spec: StudySpec, console: Console, level: int = logging.INFO) -> bool:
         Stopped: After Ctrl-C or SIGTERM; the same call continues.
         RuntimeError: If a cell cannot go on.
     """
+    try:
+        return _run(spec, console, level)
+    except KeyboardInterrupt:  # before the workers were started
+        raise Stopped from None
+
+
+def _run(spec: StudySpec, console: Console, level: int) -> bool:
     root = spec.folder
     _check_folder(root)
     with _only_run(root):
@@ -125,13 +132,19 @@ def _work(spec: StudySpec, left: list[Cell], storage: Any, console: Console, lev
         initializer=worker.start,
         initargs=(spec, stop, events, level, ordinal),
     )
-    with _stop_on_signal(stop) as signalled, _progress(spec, left, storage, console) as view, executor:
+    with (
+        _stop_on_signal(stop) as signalled,
+        _progress(spec, left, storage, console) as view,
+        executor,
+        _setting(stop),
+    ):
         while jobs or (pending and not stop.is_set()):
             while pending and len(open_slots) < at_once and not stop.is_set():
                 cell = pending.pop(0)
                 open_slots[cell] = workers
                 view.start(cell)
-                jobs |= {executor.submit(worker.search, cell, slot): cell for slot in range(workers)}
+                for slot in range(workers):
+                    jobs[_submit(executor, worker.search, cell, slot)] = cell
             done, _ = wait(jobs, timeout=0.2, return_when=FIRST_COMPLETED)
             view.drain(events)
             for job in done:
@@ -142,7 +155,7 @@ def _work(spec: StudySpec, left: list[Cell], storage: Any, console: Console, lev
                     continue
                 open_slots[cell] -= 1
                 if open_slots[cell] == 0 and not stop.is_set():
-                    jobs[executor.submit(worker.finish, cell)] = cell
+                    jobs[_submit(executor, worker.finish, cell)] = cell
                 elif open_slots[cell] < 0:
                     del open_slots[cell]
                     view.finish(cell)
@@ -151,6 +164,24 @@ def _work(spec: StudySpec, left: list[Cell], storage: Any, console: Console, lev
         raise Stopped
     if error is not None:
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+
+def _submit(executor: ProcessPoolExecutor, job: Callable[..., None], *arguments: Any) -> Future[None]:
+    """Submit a job; a process that is started for it is deaf to signals until it can ignore them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, worker.SIGNALS)
+    try:
+        return executor.submit(job, *arguments)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _setting(stop: Any) -> Iterator[None]:
+    """Set ``stop`` at the end, so that no worker goes on after an error here."""
+    try:
+        yield
+    finally:
+        stop.set()
 
 
 class _View:
@@ -209,9 +240,7 @@ def _progress(spec: StudySpec, cells: list[Cell], storage: Any, console: Console
 
 
 def _ended(study: optuna.Study) -> int:
-    trials = study.get_trials(deepcopy=False)
-    kept = [t for t in trials if t.state.is_finished() and t.user_attrs.get("reason") != "interrupted"]
-    return sum(t.state != TrialState.FAIL or "reason" in t.user_attrs for t in kept)
+    return sum(t.state.is_finished() and not is_interrupted(t) for t in study.get_trials(deepcopy=False))
 
 
 def _left(storage: Any, spec: StudySpec, cells: list[Cell]) -> list[Cell]:
@@ -243,7 +272,7 @@ def _stop_on_signal(stop: Any) -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield signalled
         return
-    before = {s: signal.signal(s, ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.signal(s, ask_to_stop) for s in worker.SIGNALS}
     try:
         yield signalled
     finally:

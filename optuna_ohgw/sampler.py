@@ -30,15 +30,16 @@ class WarpRequest:
 
     Attributes:
         distributions: The continuous parameters, in the order in which they are drawn.
+        kept: Values that are set already, by the user or an interrupted trial; never drawn.
         relative: Values that the base sampler already drew jointly.
-        warp: Takes the suggestion and the names that the user fixed, returns the trained values.
-        suggested, trained: Filled in when the first value is asked for.
+        warp: Takes the suggestion, returns the trained values.
+        trained: Filled in when the first value is asked for.
     """
 
     distributions: Mapping[str, FloatDistribution]
+    kept: Mapping[str, float]
     relative: Mapping[str, float]
-    warp: Callable[[dict[str, float], frozenset[str]], dict[str, float]]
-    suggested: dict[str, float] = field(default_factory=dict)
+    warp: Callable[[dict[str, float]], dict[str, float]]
     trained: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -53,14 +54,15 @@ class WarpRequest:
     def serve(self, base: BaseSampler, study: Study, trial: FrozenTrial, name: str) -> float:
         """Return the trained value of ``name``; the first call draws and warps all of them."""
         if not self.trained:
-            fixed: dict[str, float] = trial.system_attrs.get("fixed_params", {})
+            suggested: dict[str, float] = {}
             for key, distribution in self.distributions.items():
-                value = fixed.get(key, self.relative.get(key))
-                if value is None or not distribution._contains(value):
-                    value = base.sample_independent(study, trial, key, distribution)
-                self.suggested[key] = float(value)
-            held = frozenset(fixed) & frozenset(self.distributions)
-            self.trained.update(self.warp(dict(self.suggested), held))
+                value: Any = self.kept.get(key)
+                if value is None:
+                    value = self.relative.get(key)
+                    if value is None or not distribution._contains(value):
+                        value = base.sample_independent(study, trial, key, distribution)
+                suggested[key] = float(value)
+            self.trained.update(self.warp(suggested))
         distribution = self.distributions[name]
         return min(max(self.trained[name], distribution.low), distribution.high)
 
@@ -95,7 +97,8 @@ class OhgwSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return the base sampler's joint draw."""
-        return self.base.sample_relative(study, trial, search_space)
+        # A copy: ``ohgw_suggest`` takes names out, and a base may return a dict of its own.
+        return dict(self.base.sample_relative(study, trial, search_space))
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -153,7 +156,11 @@ class PairedSampler(BaseSampler):
     ) -> Any:
         """Return the value of ``param_name`` at the trial's position."""
         position = int(trial.user_attrs.get(CONFIG_INDEX, trial.number))
-        if param_name in self.names and isinstance(param_distribution, FloatDistribution):
+        if (
+            param_name in self.names
+            and isinstance(param_distribution, FloatDistribution)
+            and param_distribution.step is None
+        ):
             return self._sobol(position, param_name, param_distribution)
         key = zlib.crc32(param_name.encode())
         base = RandomSampler(seed=derive_seed(self.seed, Purpose.SUGGEST, position, key) % 2**32)
@@ -164,7 +171,8 @@ class PairedSampler(BaseSampler):
 
         rng = np.random.default_rng(derive_seed(self.seed, Purpose.SUGGEST))
         engine = qmc.Sobol(len(self.names), scramble=True, rng=rng)
-        engine.fast_forward(position)
+        if position > 0:  # scipy's engine cannot be moved by 0
+            engine.fast_forward(position)
         unit = float(engine.random(1)[0, self.names.index(name)])
         low, high = distribution.low, distribution.high
         if distribution.log:

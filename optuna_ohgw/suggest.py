@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 import torch
 from optuna.distributions import FloatDistribution
@@ -16,14 +16,16 @@ from optuna_ohgw.space import SearchSpace
 from optuna_ohgw.warmstart import WarmStart, warm_start
 
 RECORD = "ohgw"
-_STARTED: WeakSet[BaseTrial] = WeakSet()
+_PUBLISHED_RULE = WarmStart()
+# By identity: a FrozenTrial cannot be hashed.
+_STARTED: WeakValueDictionary[int, BaseTrial] = WeakValueDictionary()
 
 
 def ohgw_suggest(
     trial: BaseTrial,
     space: Mapping[str, FloatDistribution],
     loss: Any = None,
-    settings: WarmStart | None = WarmStart(),
+    settings: WarmStart | None = _PUBLISHED_RULE,
     *,
     every_rung: bool = False,
     seed: int = 0,
@@ -35,10 +37,10 @@ def ohgw_suggest(
     present weights. Works with any sampler; then ``trial.params`` holds the suggestion. With
     :class:`OhgwSampler` it holds the trained values of the first call. The trial's ``ohgw``
     attribute is a list of records, one a warm start: suggestion, trained values, gradient, step,
-    cost and, where nothing moved, the reason.
+    cost, the names that were fixed and, where nothing moved, the reason.
 
-    Values that the user fixed (``enqueue_trial``, ``FixedTrial``) are trained as they are. A retry
-    that carries an earlier trial's parameters and record trains the same values again.
+    Values that the user fixed (``enqueue_trial``, ``FixedTrial``) are trained as they are, at every
+    call. A retry that carries an earlier trial's parameters and record trains the same values again.
 
     Args:
         trial: The running trial.
@@ -52,40 +54,48 @@ def ohgw_suggest(
         ValueError: If a name was suggested before this call, or a warm start has no loss.
     """
     frozen_space = SearchSpace(dict(space))
+    names = frozenset(frozen_space.names)
     records: list[dict[str, Any]] = list(trial.user_attrs.get(RECORD, []))
     position = int(trial.user_attrs.get(CONFIG_INDEX, trial.number))
 
     def warmed(values: dict[str, float], held: frozenset[str]) -> dict[str, float]:
-        if settings is None:
-            records.append({"suggested": values, "trained": values, "rule": None, "cost_mbu": 0.0})
-            return values
-        if loss is None:
+        if settings is None or held == names:
+            record: dict[str, Any] = {"suggested": values, "trained": values, "rule": None, "cost_mbu": 0.0}
+            if held == names:
+                record["reason"] = "fixed"
+        elif loss is None:
             raise ValueError("loss is None but a warm start needs one; pass settings=None")
-        generator = torch.Generator().manual_seed(derive_seed(seed, Purpose.CONTROL, position, len(records)))
-        result = warm_start(loss, frozen_space, values, settings, generator, frozen=held)
-        records.append(result.record)
-        return result.psi
+        else:
+            generator = torch.Generator().manual_seed(
+                derive_seed(seed, Purpose.CONTROL, position, len(records))
+            )
+            record = warm_start(loss, frozen_space, values, settings, generator, frozen=held).record
+        records.append({**record, "fixed": sorted(held)})
+        return dict(record["trained"])
 
-    known = sorted(name for name in frozen_space.names if name in trial.params)
-    again = trial in _STARTED
-    _STARTED.add(trial)
-    if records:
-        for name in frozen_space.names:
-            _suggest(trial, name, space[name])
-        if not again:
-            del records[1:]
-        psi: dict[str, float] = dict(records[-1]["trained"])
-        if again and every_rung:
-            psi = warmed(psi, frozenset())
-    elif known and hasattr(trial, "study"):
+    study = getattr(trial, "study", None)
+    attrs: Mapping[str, Any] = {}
+    if study is not None and not records:
+        attrs = study.get_trials(deepcopy=False)[trial.number].system_attrs
+    again = _STARTED.get(id(trial)) is trial
+    known = sorted(names & trial.params.keys())
+    # A retry whose first run stopped inside the warm start has parameters and no record.
+    if known and study is not None and not (records or again or "failed_trial" in attrs):
         raise ValueError(
             f"{known} have been suggested before ohgw_suggest, too late for a warm start; "
             "let ohgw_suggest suggest them, and do not pass them to study.ask"
         )
-    else:
-        psi = _first(trial, space, warmed)
+    _STARTED[id(trial)] = trial
     if not records:
-        records.append({"suggested": psi, "trained": psi, "rule": None, "cost_mbu": 0.0, "reason": "fixed"})
+        psi = _first(trial, space, attrs.get("fixed_params", {}), warmed)
+    else:
+        for name in frozen_space.names:
+            _suggest(trial, name, space[name])
+        if not again:
+            del records[1:]
+        psi = dict(records[-1]["trained"])
+        if again and every_rung:
+            psi = warmed(psi, frozenset(records[0].get("fixed", ())))
     trial.set_user_attr(RECORD, records)
     return psi
 
@@ -93,19 +103,23 @@ def ohgw_suggest(
 def _first(
     trial: Any,
     space: Mapping[str, FloatDistribution],
+    fixed: Mapping[str, float],
     warmed: Callable[[dict[str, float], frozenset[str]], dict[str, float]],
 ) -> dict[str, float]:
     study = getattr(trial, "study", None)
-    if isinstance(getattr(study, "sampler", None), OhgwSampler):
-        drawn = trial.relative_params
-        relative = {name: drawn.pop(name) for name in space if name in drawn}
-        with WarpRequest(space, relative, warmed).open():
-            return {name: _suggest(trial, name, space[name]) for name in space}
-    suggested = {name: _suggest(trial, name, space[name]) for name in space}
-    if study is None:
-        return suggested
-    fixed = study.get_trials(deepcopy=False)[trial.number].system_attrs.get("fixed_params", {})
-    return warmed(suggested, frozenset(fixed) & frozenset(space))
+    held = frozenset(space) if study is None else frozenset(space) & frozenset(fixed)
+    if study is not None and isinstance(study.sampler, OhgwSampler):
+        kept = {**fixed, **trial.params}  # what an interrupted trial recorded is trained already
+        held = frozenset(space) & frozenset(kept)
+        if len(held) < len(space):
+            drawn = trial.relative_params
+            relative = {name: drawn.pop(name) for name in space if name in drawn}
+            try:
+                with WarpRequest(space, kept, relative, lambda values: warmed(values, held)).open():
+                    return {name: _suggest(trial, name, space[name]) for name in space}
+            finally:
+                drawn.update(relative)
+    return warmed({name: _suggest(trial, name, space[name]) for name in space}, held)
 
 
 def _suggest(trial: BaseTrial, name: str, distribution: FloatDistribution) -> float:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,17 +95,18 @@ class TrainState:
         Raises:
             ValueError: If the file holds no training state.
         """
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        groups: dict[str, Tensors] = {"weights": {}, "buffers": {}, "velocity": {}}
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            metadata = file.metadata() or {}
-            if "state" not in metadata:
-                raise ValueError(f"{path} holds no training state; give a file that save() wrote")
-            for key in file.keys():  # noqa: SIM118 - not a mapping
-                group, _, name = key.partition(".")
-                groups[group][name] = file.get_tensor(key)
-        return cls(**groups, **json.loads(metadata["state"]))
+        groups: dict[str, Any] = {"weights": {}, "buffers": {}, "velocity": {}}
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                scalars = json.loads((file.metadata() or {})["state"])
+                for key in file.keys():  # noqa: SIM118 - not a mapping
+                    group, _, name = key.partition(".")
+                    groups[group][name] = file.get_tensor(key)
+            return cls(**groups, **scalars)
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} holds no training state; give a file that save() wrote") from error
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def initial_state(task: Task, seed: int, config_index: int, epochs: int) -> Trai
     weights = {n: p.detach().clone() for n, p in network.named_parameters()}
     return TrainState(
         weights=weights,
-        buffers={n: b.detach().clone() for n, b in network.named_buffers()},
+        buffers=_buffers(network),
         velocity={n: torch.zeros_like(p) for n, p in weights.items()},
         psi={},
         epoch=0,
@@ -182,7 +184,9 @@ def train_epoch(
         fused=True,
     )
     for name, weight in network.named_parameters():
-        optimizer.state[weight]["momentum_buffer"] = state.velocity[name].clone()
+        # In the weight's memory format: the fused step takes for granted that they agree.
+        buffer = torch.empty_like(weight).copy_(state.velocity[name])
+        optimizer.state[weight]["momentum_buffer"] = buffer
     total, steps = torch.zeros((), device=task.device), task.batches_per_epoch
     cuda = [task.device] if task.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
@@ -206,7 +210,7 @@ def train_epoch(
     after = replace(
         state,
         weights={n: p.detach().clone() for n, p in network.named_parameters()},
-        buffers={n: b.detach().clone() for n, b in network.named_buffers()},
+        buffers=_buffers(network),
         velocity=velocity,
         epoch=state.epoch + 1,
     )
@@ -238,6 +242,12 @@ def state_loss(task: Task, state: TrainState, rung: int, horizon: int) -> Lookah
         velocity=state.velocity if state.epoch else None,
         lr_scale=cosine(state.epoch, state.epochs),
     )
+
+
+def _buffers(network: torch.nn.Module) -> Tensors:
+    """Return copies of the buffers that a state dict holds; the others are constants of the network."""
+    kept = network.state_dict().keys()
+    return {n: b.detach().clone() for n, b in network.named_buffers() if n in kept}
 
 
 def _stack(named: Sequence[Tensors]) -> Tensors:

@@ -19,6 +19,7 @@ from optuna_ohgw.training import TrainState, initial_state, state_loss, train_ep
 from optuna_ohgw.warmstart import WarmStart
 
 CURVE = "curve"
+BATCHES = "batches_per_epoch"
 COLUMNS = (
     "mbu",
     "wall",
@@ -109,6 +110,9 @@ def run_trial(
 ) -> Best:
     """Train one trial to the end, or raise ``TrialPruned``; return its best state.
 
+    The trial's attributes keep its streams, its warm starts, its curve and why it ended early. An
+    epoch whose training or validation loss is not finite prunes it, and is not reported.
+
     Args:
         trial: A trial of the cell's study.
         spec: The study.
@@ -124,6 +128,7 @@ def run_trial(
     state = initial_state(task, seed, config_index, spec.task.epochs)
     digests = {"weights": state.digest(), "order": task.order_digest(seed, config_index)}
     trial.set_user_attr("streams", {"seed": seed, "config_index": config_index, **digests})
+    trial.set_user_attr(BATCHES, task.batches_per_epoch)
     rungs = spec.scheduler.rungs(spec.task.epochs)
     warm_epochs = (0, *rungs) if spec.warm_start.every_rung and settings is not None else (0,)
     curve, best, mbu, flushed = Curve(), Best(), 0.0, time.monotonic()
@@ -151,10 +156,11 @@ def run_trial(
             eval_s=watch.lap(),
             train_loss=train_loss,
             val_loss=evaluation.loss,
-            val_accuracy=evaluation.accuracy if math.isfinite(evaluation.loss) else math.nan,
+            val_accuracy=_accuracy(evaluation),
         )
         if not (math.isfinite(train_loss) and math.isfinite(evaluation.loss)):
-            _prune(trial, curve, f"diverged in epoch {epoch + 1}: training loss {train_loss:.3g}")
+            losses = f"training loss {train_loss:.3g}, validation loss {evaluation.loss:.3g}"
+            _prune(trial, curve, f"diverged in epoch {epoch + 1}: {losses}")
         best.offer(state, evaluation)
         last = epoch + 1 == spec.task.epochs
         if last or epoch + 1 in rungs or time.monotonic() - flushed > _FLUSH_SECONDS:
@@ -181,7 +187,7 @@ def train_final(
 
     It repeats the trial's own streams, so on a CPU the epochs that the trial did come out the
     same. ``trained`` holds the values of each warm start of the trial, in order; rungs that it did
-    not reach are trained with the last.
+    not reach are trained with the last. It ends early where it diverges.
     """
     state = initial_state(task, seed, config_index, spec.task.epochs)
     warm_epochs = (0, *spec.scheduler.rungs(spec.task.epochs))
@@ -193,7 +199,6 @@ def train_final(
         state, train_loss = train_epoch(task, state, stop)
         train_s = watch.lap()
         evaluation = task.evaluate("validation")
-        best.offer(state, evaluation)
         curve.append(
             mbu=(epoch + 1) * task.batches_per_epoch,
             wall=time.time(),
@@ -202,9 +207,16 @@ def train_final(
             eval_s=watch.lap(),
             train_loss=train_loss,
             val_loss=evaluation.loss,
-            val_accuracy=evaluation.accuracy,
+            val_accuracy=_accuracy(evaluation),
         )
+        if not (math.isfinite(train_loss) and math.isfinite(evaluation.loss)):
+            break
+        best.offer(state, evaluation)
     return best, curve
+
+
+def _accuracy(evaluation: Evaluation) -> float:
+    return evaluation.accuracy if math.isfinite(evaluation.loss) else math.nan
 
 
 def _prune(trial: optuna.Trial, curve: Curve, reason: str) -> NoReturn:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import csv
 import logging
+import multiprocessing
 import os
+import signal
 import socket
+import threading
 import traceback
 from dataclasses import dataclass
+from multiprocessing import connection
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -19,8 +23,6 @@ from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_ohgw.cells import (
-    CONFIG_INDEX,
-    INTERRUPTED,
     Cell,
     config_index,
     has_work,
@@ -28,6 +30,8 @@ from optuna_ohgw.cells import (
     load_cell,
     open_storage,
 )
+from optuna_ohgw.pruner import INTERRUPTED
+from optuna_ohgw.sampler import CONFIG_INDEX
 from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.suggest import RECORD
 from optuna_ohgw.tasks.image import ImageTask, load_image_arrays, split_images
@@ -35,6 +39,7 @@ from optuna_ohgw.training import Interrupted, TrainState
 from optuna_ohgw.trial import Best, Curve, run_trial, train_final
 
 FINAL = "final"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _FAILURES = 3
 log = logging.getLogger("optuna_ohgw.worker")
 
@@ -55,10 +60,11 @@ _tasks: dict[tuple[Any, ...], ImageTask] = {}
 
 def start(spec: StudySpec, stop: Event, events: Queue[dict[str, Any]], level: int, ordinal: Any) -> None:
     """Prepare a process: threads, signals (the parent decides), logging."""
-    import signal
-
     global _context  # noqa: PLW0603 - one a process, set by its initialiser
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with ordinal.get_lock():
         mine, ordinal.value = ordinal.value, ordinal.value + 1
     device = resolve_device(spec.execution.device)
@@ -68,6 +74,14 @@ def start(spec: StudySpec, stop: Event, events: Queue[dict[str, Any]], level: in
         torch.set_num_threads(spec.execution.threads)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     _context = Context(spec, stop, events, level)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone, so that the next run has the cells for itself."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -138,7 +152,7 @@ def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path) -> 
             seed=cell.seed,
             config_index=index,
             stop=context.stop.is_set,
-            spent=lambda: is_spent(study, spec, _batches(cell)),
+            spent=lambda: is_spent(study, spec),
         )
         state, value = TrialState.COMPLETE, best.accuracy
         _keep(best, study, trial.number, folder)
@@ -157,7 +171,7 @@ def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path) -> 
 def _next(study: optuna.Study, cell: Cell, folder: Path) -> optuna.Trial | None:
     spec = _ready().spec
     with FileLock(folder / ".ask.lock"):
-        if not has_work(study, spec) or is_spent(study, spec, _batches(cell)):
+        if not has_work(study, spec) or is_spent(study, spec):
             return None
         trial = study.ask()
         if CONFIG_INDEX not in trial.user_attrs:
@@ -170,7 +184,7 @@ def _keep(best: Best, study: optuna.Study, number: int, folder: Path) -> None:
     """Keep a completed trial's best weights while no other is better, for the end of the cell."""
     assert best.state is not None
     top = best_trial(study)
-    if top is not None and max(top.intermediate_values.values()) > best.accuracy:
+    if top is not None and (max(top.intermediate_values.values()), -top.number) > (best.accuracy, -number):
         return
     best.state.save(folder / f"trial-{number}.safetensors")
     for path in folder.glob("trial-*.safetensors"):
@@ -234,10 +248,6 @@ def _task(cell: Cell, structure: dict[str, Any]) -> ImageTask:
         data = split_images(spec.task, arrays, cell.seed, device)
         _tasks[key] = ImageTask(spec.task, data, structure["model"], structure["batch_size"])
     return _tasks[key]
-
-
-def _batches(cell: Cell) -> int:
-    return next((t.batches_per_epoch for key, t in _tasks.items() if key[0] == cell.seed), 0)
 
 
 def _report(study: optuna.Study, trial: optuna.Trial, cell: Cell, state: TrialState) -> None:

@@ -237,8 +237,8 @@ def _digits_parts(limits: Limits) -> tuple[dict[str, Part], int]:
 def _parquet_files(source: str) -> Files:
     """Return the parquet files of a folder by part; none if the source is an id of the hub."""
     folder = Path(source).expanduser()
-    if not folder.is_dir():
-        if source.startswith((".", "/", "~")) or source.count("/") > 1 or not source.strip():
+    if not source or not folder.is_dir():
+        if not source or source.startswith((".", "/", "~")) or source.count("/") > 1:
             raise UserError(
                 f"task.data: folder {source!r} does not exist; give an existing folder, a data "
                 "set of the hub as OWNER/NAME, or digits"
@@ -313,8 +313,9 @@ def _load_folder(source: str, files: Files) -> Any:
     try:
         return datasets.load_dataset("parquet", data_files=patterns)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        cause = error.__cause__ or error
         raise UserError(
-            f"task.data: the parquet files of {source} cannot be read ({_one_line(error.__cause__ or error)}); "
+            f"task.data: the parquet files of {source} cannot be read ({_one_line(cause)}); "
             "give intact files whose parts have the same columns"
         ) from error
 
@@ -409,7 +410,7 @@ def _read(folder: Path) -> ImageArrays:
             np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS
         )
         classes = int(np.load(folder / "classes.npy", allow_pickle=False))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"task.cache: entry {folder} cannot be read ({_one_line(error)}); delete that folder"
         ) from error

@@ -61,7 +61,9 @@ class ImageTask:
         self._format = torch.channels_last if data.channels > 1 else torch.contiguous_format
         # The first call imports kornia, which must not be charged to a trial.
         self.augment(self.warm_batches(0, 0, 0)(0)[0], torch.tensor(0.0, device=self.device))
-        self._network = module.to(device=self.device, memory_format=self._format)  # type: ignore[call-overload]
+        self._network: nn.Module = module.to(  # type: ignore[call-overload]
+            device=self.device, memory_format=self._format
+        )
 
     def network(self) -> nn.Module:
         """Return the network to load a state into."""

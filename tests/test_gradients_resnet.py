@@ -123,14 +123,15 @@ def test_lean_gradient_is_exact_but_for_the_magnitude_a_coarse_central_differenc
 
 
 def test_lean_in_float32_stays_within_a_thousandth_of_float64() -> None:
-    z = SPACE.to_search(PSI)
-    single = lean(resnet_loss("relu", 1, dtype=torch.float32), SPACE, z)
-    double = lean(resnet_loss("relu", 1), SPACE, z)
+    z = SPACE.to_search(SHORT)
+    single = lean(resnet_loss("silu", 1, dtype=torch.float32), SPACE, z)
+    double = lean(resnet_loss("silu", 1), SPACE, z)
     for i, name in enumerate(SPACE.names):
-        if name == "weight_decay":  # before BatchNorm it is a sum that cancels, see below
-            continue
+        # Weights before BatchNorm are scale-invariant: weight decay's sum cancels to 1e-5 of its terms.
+        relative = 1e-1 if name == "weight_decay" else 1e-3
         # The magnitude's is a difference of two float32 losses of size 3 over 1: some 1e-6 of 1.
-        assert float(single.gradient[i]) == pytest.approx(float(double.gradient[i]), rel=1e-3, abs=1e-5), name
+        wanted = pytest.approx(float(double.gradient[i]), rel=relative, abs=2e-6)
+        assert float(single.gradient[i]) == wanted, name
 
 
 def test_operations_without_a_derivative_contribute_none() -> None:

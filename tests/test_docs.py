@@ -1,0 +1,51 @@
+"""What the README and the docs show is run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import optuna
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+
+
+def blocks(name: str) -> list[str]:
+    return BLOCK.findall((ROOT / name).read_text())
+
+
+def run(sources: list[str]) -> dict[str, object]:
+    names: dict[str, object] = {}
+    for source in sources:
+        exec(compile(source, "<block>", "exec"), names)  # noqa: S102
+    return names
+
+
+def test_readme_example_runs_as_written_after_what_it_needs() -> None:
+    (example,) = blocks("README.md")
+    names = run([blocks("docs/library.md")[0], example])
+    study = names["study"]
+    assert isinstance(study, optuna.Study)
+    assert len(study.trials) == 5
+    for trial in study.trials:
+        record = trial.user_attrs["ohgw"][0]
+        assert {n: trial.params[n] for n in record["trained"]} == record["trained"] != record["suggested"]
+
+
+def test_blocks_of_the_library_page_run_in_order() -> None:
+    run(blocks("docs/library.md"))
+
+
+@pytest.mark.parametrize("page", sorted(p.name for p in (ROOT / "docs").glob("*.md")))
+def test_other_pages_have_no_block_that_is_not_run(page: str) -> None:
+    assert page == "library.md" or not blocks(f"docs/{page}")
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
+def test_links_between_pages_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert ((ROOT / page).parent / target).exists(), target

@@ -84,7 +84,9 @@ def train(console: Console, device_name: str, repeats: int) -> None:
     table = Table(title="Seconds an epoch, same training", box=box.SIMPLE_HEAD, title_justify="left")
     for heading in ("task", "this loop", "DataLoader", "its workers", "ratio"):
         table.add_column(heading, justify="left" if heading == "task" else "right")
-    cases = [("digits, mlp, batch 32", "mlp", None, None, 32)]
+    cases: list[tuple[str, str, int | None, int | None, int]] = [
+        ("digits, mlp, batch 32", "mlp", None, None, 32)
+    ]
     if device.type == "cuda":
         cases.append(("32×32×3, resnet20, batch 128", "resnet20", 32, 3, 128))
     for title, model, size, channels, batch_size in cases:
@@ -132,8 +134,7 @@ def _task(device: torch.device, model: str, *, size: int | None, channels: Any, 
 
 def _training_step(task: ImageTask, state: TrainState) -> Callable[[], None]:
     network = load(task, state)
-    options = {k: PSI[k] for k in ("lr", "momentum", "weight_decay")}
-    optimizer = torch.optim.SGD(network.parameters(), **options, fused=True)
+    optimizer = _sgd(network, fused=True)
     raw, target = task.warm_batches(0, 0, 0)(0)
     magnitude = torch.tensor(PSI["magnitude"], device=task.device)
 
@@ -173,8 +174,7 @@ def _plain_epoch(task: ImageTask, state: TrainState, workers: int) -> Callable[[
         pin_memory=task.device.type == "cuda",
     )
     network = load(task, state)
-    options = {k: PSI[k] for k in ("lr", "momentum", "weight_decay")}
-    optimizer = torch.optim.SGD(network.parameters(), **options)
+    optimizer = _sgd(network, fused=False)
 
     def epoch() -> None:
         for inputs, target in loader:
@@ -184,10 +184,17 @@ def _plain_epoch(task: ImageTask, state: TrainState, workers: int) -> Callable[[
                 loss = F.cross_entropy(
                     output, target.to(task.device, non_blocking=True), label_smoothing=PSI["label_smoothing"]
                 )
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
     return epoch
+
+
+def _sgd(network: nn.Module, *, fused: bool) -> torch.optim.SGD:
+    lr, momentum, decay = PSI["lr"], PSI["momentum"], PSI["weight_decay"]
+    return torch.optim.SGD(
+        network.parameters(), lr=lr, momentum=momentum, weight_decay=decay, fused=fused or None
+    )
 
 
 class _ZScore(nn.Module):

@@ -172,7 +172,7 @@ def _from_graph(
     *,
     zero_if_absent: bool,
 ) -> HyperGradient:
-    components = [None] * len(native)
+    components: list[Tensor | None] = [None] * len(native)
     if value.requires_grad:
         components = list(torch.autograd.grad(value, list(native.values()), allow_unused=True))
     derivative = space.native_derivative(z)

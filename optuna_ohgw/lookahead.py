@@ -18,7 +18,6 @@ Psi = Mapping[str, Tensor]
 Batch = tuple[Any, Tensor]
 
 DEFAULTS = {
-    "lr": 0.1,
     "momentum": 0.0,
     "weight_decay": 0.0,
     "label_smoothing": 0.0,
@@ -31,10 +30,12 @@ def uniform_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     return -F.log_softmax(output, dim=1).mean()
 
 
-def gradient_of(value: Tensor, weights: Mapping[str, Tensor], **options: bool) -> Tensors:
+def gradient_of(value: Tensor, weights: Mapping[str, Tensor], *, create_graph: bool = False) -> Tensors:
     """Return the gradient of a scalar in named weights, zero where it does not depend on one."""
     leaves = list(weights.values())
-    gradients = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True, **options)
+    gradients = torch.autograd.grad(
+        value, leaves, create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
     return dict(zip(weights, gradients, strict=True))
 
 
@@ -96,7 +97,9 @@ class LookaheadLoss:
         weight = next(self.model.parameters())
         if name in psi:
             return psi[name].to(device=weight.device, dtype=weight.dtype)
-        fixed = self.fixed.get(name, DEFAULTS[name])
+        fixed = self.fixed.get(name, DEFAULTS.get(name))
+        if fixed is None:
+            raise ValueError(f"{name!r} is neither in ψ nor in fixed; give it in one of them")
         return torch.tensor(fixed, device=weight.device, dtype=weight.dtype)
 
     def training_terms(self, params: Mapping[str, Tensor], psi: Psi, step: int) -> tuple[Tensor, Tensor]:

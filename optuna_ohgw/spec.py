@@ -355,9 +355,8 @@ def _check_space(space: dict[str, RangeSpec | ChoiceSpec | float]) -> None:
         ends = (entry.low, entry.high) if isinstance(entry, RangeSpec) else (entry, entry)
         beyond = ends[0] < low or ends[1] > high or (name == "momentum" and ends[1] >= 1)
         if beyond:
-            raise ValueError(
-                f"space.{name}: {list(ends)} leaves {low:g} to {high:g}{' (excluded)' if name == 'momentum' else ''}; keep it inside"
-            )
+            edge = " (excluded)" if name == "momentum" else ""
+            raise ValueError(f"space.{name}: {list(ends)} leaves {low:g} to {high:g}{edge}; keep it inside")
 
 
 def _explain(error: ValidationError) -> str:
@@ -376,14 +375,14 @@ def _explain(error: ValidationError) -> str:
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:
-    model: Any = StudySpec
+    model: type[BaseModel] = StudySpec
     if len(location) == 3 and location[0] == "space":
         return list((RangeSpec if location[2] == "range" else ChoiceSpec).model_fields)
     for part in location:
-        field = model.model_fields.get(part) if isinstance(model, type) else None
-        model = field.annotation if field is not None else None
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
+        model = annotation
     return list(model.model_fields)
 
 

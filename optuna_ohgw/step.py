@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -42,7 +43,7 @@ def best_candidate(
     Cost: one evaluation a candidate.
     """
     values = [value(candidate) for candidate in candidates]
-    ranked = [v if v == v else float("inf") for v in values]
+    ranked = [math.inf if math.isnan(v) else v for v in values]
     return candidates[ranked.index(min(ranked))], values
 
 
@@ -56,7 +57,8 @@ def random_gradient(like: Tensor, scale: Tensor, generator: torch.Generator) -> 
     norm = torch.linalg.vector_norm(direction)
     if norm == 0:
         return torch.zeros_like(like)
-    return direction / norm * torch.linalg.vector_norm(like * scale) / scale
+    scaled: Tensor = direction / norm * torch.linalg.vector_norm(like * scale) / scale
+    return scaled
 
 
 def gaussian_step(

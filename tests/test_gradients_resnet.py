@@ -54,7 +54,10 @@ def resnet_loss(
 
     velocity = None
     if not rest:
-        velocity = {n: 1e-3 * torch.randn(p.shape, generator=generator, dtype=dtype) for n, p in model.named_parameters()}
+        velocity = {
+            n: 1e-3 * torch.randn(p.shape, generator=generator, dtype=dtype)
+            for n, p in model.named_parameters()
+        }
     return lookahead_loss(
         model,
         batch,
@@ -142,5 +145,7 @@ def test_operations_without_a_derivative_contribute_none() -> None:
         magnitude = torch.tensor(5.3, dtype=torch.float64, requires_grad=True)
         images = torch.rand(4, 3, 8, 8, dtype=torch.float64)
         total = augment(images, magnitude, only, settings).square().sum()
-        gradient = torch.autograd.grad(total, magnitude, allow_unused=True)[0] if total.requires_grad else None
+        gradient = (
+            torch.autograd.grad(total, magnitude, allow_unused=True)[0] if total.requires_grad else None
+        )
         assert gradient is None or float(gradient) == 0.0

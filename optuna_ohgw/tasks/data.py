@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,20 +18,17 @@ from torch import Tensor
 
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.seeds import Purpose, derive_seed
+from optuna_ohgw.tasks.sources import digits_parts, hub_layout_parts, one_line, parquet_files, stratified
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-    Part = tuple[Iterable[Picture], NDArray[np.int64]]
-    Files = dict[str, list[Path]]
+    from optuna_ohgw.tasks.sources import Files
+
     Shape = tuple[int, ...] | None
-    Limits = dict[str, int | None]
 
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _CACHE_FORMAT = 1
-_FIXED_STATE = 0  # of the parts that no study seed may change
-_DIGITS_TEST_FRACTION = 0.2
-_HUB_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -121,14 +118,14 @@ def load_arrays(
         raise UserError(f"task.channels is {channels}; give 1 (gray) or 3 (RGB)")
     if size is not None and size < 1:
         raise UserError(f"task.size is {size}; give a positive number of pixels")
-    files = {} if source == "digits" else _parquet_files(source)
+    files = {} if source == "digits" else parquet_files(source)
     limits = {"train": train_images, "test": test_images}
 
     def decode() -> ImageArrays:
         if source == "digits":
-            parts, classes = _digits_parts(limits)
+            parts, classes = digits_parts(limits)
         else:
-            parts, classes = _hub_layout_parts(source, files, image_column, label_column, limits)
+            parts, classes = hub_layout_parts(source, files, image_column, label_column, limits)
         train = _stack("train", parts["train"][0], size, channels, None)
         test = _stack("test", parts["test"][0], size, train.shape[1], train.shape[1:])
         return ImageArrays(train, parts["train"][1], test, parts["test"][1], classes)
@@ -170,7 +167,7 @@ def split(
         raise UserError(f"task.label_noise is {label_noise}; give a fraction from 0 to 1")
     state = derive_seed(seed, Purpose.SPLIT) % 2**32
     field = "task.validation_images"
-    validation, train = _stratified(arrays.train_labels, validation_images, state, field)
+    validation, train = stratified(arrays.train_labels, validation_images, state, field)
     labels = arrays.train_labels[train]
     generator = np.random.default_rng(derive_seed(seed, Purpose.LABEL_NOISE))
     noised = generator.permutation(len(labels))[: round(label_noise * len(labels))]
@@ -189,162 +186,6 @@ def split(
         test_labels=tensor(arrays.test_labels),
         classes=arrays.classes,
     )
-
-
-def _stratified(
-    labels: NDArray[np.int64], count: int, state: int, field: str
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the sorted positions of a stratified draw of ``count`` labels, and of the others."""
-    from sklearn.model_selection import train_test_split
-
-    present, members = np.unique(labels, return_counts=True)
-    if not len(present) <= count <= len(labels) - len(present) or members.min() < 2:
-        raise UserError(
-            f"{field} is {count}, but the draw is by class from {len(labels)} pictures of "
-            f"{len(present)} classes, the rarest with {members.min()}; give a number from "
-            f"{len(present)} to {len(labels) - len(present)}, at least 2 pictures a class"
-        )
-    drawn, others = train_test_split(
-        np.arange(len(labels)), train_size=count, stratify=labels, random_state=state
-    )
-    return np.sort(drawn), np.sort(others)
-
-
-def _kept(labels: NDArray[np.int64], limit: int | None, part: str) -> NDArray[np.int64]:
-    """Return the positions of the pictures that a limit keeps."""
-    if limit is None or limit == len(labels):
-        return np.arange(len(labels))
-    return _stratified(labels, limit, _FIXED_STATE, f"task.{part}_images")[0]
-
-
-def _digits_parts(limits: Limits) -> tuple[dict[str, Part], int]:
-    """Return the parts of scikit-learn's digits and their number of classes."""
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    labels = digits.target.astype(np.int64)
-    count = round(_DIGITS_TEST_FRACTION * len(labels))
-    test, train = _stratified(labels, count, _FIXED_STATE, "the test part of digits")
-    parts: dict[str, Part] = {}
-    for part, positions in (("train", train), ("test", test)):
-        kept = positions[_kept(labels[positions], limits[part], part)]
-        parts[part] = [Image.fromarray(image) for image in images[kept]], labels[kept]
-    return parts, len(digits.target_names)
-
-
-def _parquet_files(source: str) -> Files:
-    """Return the parquet files of a folder by part; none if the source is an id of the hub."""
-    folder = Path(source).expanduser()
-    if not source or not folder.is_dir():
-        if not source or source.startswith((".", "/", "~")) or source.count("/") > 1:
-            raise UserError(
-                f"task.data: folder {source!r} does not exist; give an existing folder, a data "
-                "set of the hub as OWNER/NAME, or digits"
-            )
-        return {}
-    files = {part: sorted(folder.rglob(f"{part}*.parquet")) for part in ("train", "test")}
-    for part, paths in files.items():
-        if not paths:
-            raise UserError(
-                f"task.data: folder {source} holds no file {part}*.parquet; give a folder with "
-                "train*.parquet and test*.parquet in the layout of CIFAR-10 on the hub"
-            )
-        parents = sorted({str(path.parent) for path in paths})
-        if len(parents) > 1:
-            raise UserError(
-                f"task.data: folder {source} holds {part}*.parquet in several folders "
-                f"({', '.join(parents)}); give one of them"
-            )
-    return files
-
-
-def _hub_layout_parts(
-    source: str, files: Files, image_column: str, label_column: str, limits: Limits
-) -> tuple[dict[str, Part], int]:
-    """Return the parts of a folder or of a data set of the hub, and the number of classes."""
-    loaded = _load_folder(source, files) if files else _load_hub(source)
-    parts: dict[str, Part] = {}
-    highest = 0
-    for part in ("train", "test"):
-        if part not in loaded:
-            raise UserError(
-                f"task.data: {source} has the parts {', '.join(map(str, loaded))} but no {part}; "
-                "give a folder with train*.parquet and test*.parquet by --set task.data=FOLDER"
-            )
-        rows = loaded[part]
-        for field, column in (("image_column", image_column), ("label_column", label_column)):
-            if column not in rows.column_names:
-                raise UserError(
-                    f"task.data: the {part} part of {source} has no column {column!r}, only "
-                    f"{', '.join(rows.column_names)}; name it by --set task.{field}=COLUMN"
-                )
-        labels = np.array([])
-        if "int" in str(getattr(rows.features[label_column], "dtype", "")):
-            labels = np.array(rows.select_columns(label_column)[:][label_column])
-        if labels.dtype.kind not in "iu" or labels.min() < 0:
-            raise UserError(
-                f"task.data: column {label_column!r} of the {part} part of {source} must hold "
-                "integers from 0; name another by --set task.label_column=COLUMN"
-            )
-        highest = max(highest, int(labels.max()))
-        kept = _kept(labels, limits[part], part)
-        parts[part] = _pictures(rows.select(kept), image_column), labels[kept].astype(np.int64)
-    return parts, highest + 1
-
-
-def _pictures(rows: Any, column: str) -> Iterator[Picture]:
-    """Yield the decoded pictures of a column, one at a time."""
-    import datasets
-
-    for row in rows.select_columns(column).cast_column(column, datasets.Image()):
-        yield row[column]
-
-
-def _load_folder(source: str, files: Files) -> Any:
-    """Return the ``datasets.DatasetDict`` of parquet files."""
-    import glob
-
-    import datasets
-
-    # datasets reads a path as a pattern
-    patterns = {part: [glob.escape(str(path)) for path in paths] for part, paths in files.items()}
-    try:
-        return datasets.load_dataset("parquet", data_files=patterns)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        cause = error.__cause__ or error
-        raise UserError(
-            f"task.data: the parquet files of {source} cannot be read ({_one_line(cause)}); "
-            "give intact files whose parts have the same columns"
-        ) from error
-
-
-def _load_hub(source: str) -> Any:
-    """Return the ``datasets.DatasetDict`` of a data set of the hub.
-
-    Asks the hub once first: ``load_dataset`` retries for half a minute where there is no
-    network. ``HF_HUB_OFFLINE`` skips the question: only the local cache is read.
-    """
-    import datasets
-    from huggingface_hub import HfApi
-
-    try:
-        if not datasets.config.HF_HUB_OFFLINE:
-            HfApi().dataset_info(source, timeout=_HUB_TIMEOUT_S)
-        return datasets.load_dataset(source)
-    except Exception as error:  # the HTTP library, and so its errors, differ by version
-        raise UserError(
-            f"task.data: {source!r} is no folder, and loading it from the hub failed "
-            f"({_one_line(error)}); give a folder in the same layout by --set task.data=FOLDER, "
-            "or set HF_HUB_OFFLINE=1 if it was downloaded before"
-        ) from error
-
-
-def _one_line(error: BaseException) -> str:
-    """Return the kind and the first line of an error."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _stack(
@@ -372,7 +213,7 @@ def _stack(
     except (OSError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
         raise UserError(
             f"task.data: picture {len(arrays)} kept of the {part} part cannot be decoded "
-            f"({_one_line(error)}); repair it, or name another --set task.image_column=COLUMN"
+            f"({one_line(error)}); repair it, or name another --set task.image_column=COLUMN"
         ) from error
     return np.stack(arrays)
 
@@ -412,6 +253,6 @@ def _read(folder: Path) -> ImageArrays:
         classes = int(np.load(folder / "classes.npy", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f"task.cache: entry {folder} cannot be read ({_one_line(error)}); delete that folder"
+            f"task.cache: entry {folder} cannot be read ({one_line(error)}); delete that folder"
         ) from error
     return ImageArrays(train_images, train_labels, test_images, test_labels, classes)

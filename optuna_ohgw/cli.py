@@ -112,11 +112,17 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        _say(error)
         raise SystemExit(2) from None
     except RuntimeError as error:
-        sys.stderr.write(f"error: {error}\n")
+        _say(error)
         raise SystemExit(1) from None
+
+
+def _say(error: Exception) -> None:
+    from optuna_ohgw.reading import hide_passwords
+
+    sys.stderr.write(f"error: {hide_passwords(' '.join(str(error).split()))}\n")
 
 
 def _load(study: Path, overrides: list[str] | None, smoke: bool) -> StudySpec:
@@ -131,6 +137,7 @@ def _load(study: Path, overrides: list[str] | None, smoke: bool) -> StudySpec:
 def _show(spec: StudySpec, arguments: str, console: Console) -> None:
     from optuna_ohgw import metrics, records
     from optuna_ohgw.cells import cells_of, open_storage
+    from optuna_ohgw.reading import hide_passwords
 
     storage, cells = open_storage(spec.storage_url, create=False), cells_of(spec)
     epochs = records.epochs_table(storage, cells)
@@ -140,12 +147,14 @@ def _show(spec: StudySpec, arguments: str, console: Console) -> None:
         epochs, records.trials_table(storage, cells), records.finals_table(storage, cells), targets
     )
     _print_summary(spec, table, targets, pilot, console)
-    console.print("\nLook further:", highlight=False)
-    console.print(f"  optuna-ohgw status {arguments} --check-pairing", highlight=False, soft_wrap=True)
-    console.print(f"  optuna-dashboard {_hide(spec.storage_url)}", highlight=False, soft_wrap=True)
-    console.print(
-        f"  {spec.folder}/VARIATION/seed-NNNN: best weights, learning curve, spec and logs", highlight=False
+    lines = (
+        "\nLook further:",
+        f"  optuna-ohgw status {arguments} --check-pairing",
+        f"  optuna-dashboard {shlex.quote(spec.storage_url)}",
+        f"  {spec.folder}/VARIATION/seed-NNNN: best weights, learning curve, spec and logs",
     )
+    for line in lines:
+        console.print(hide_passwords(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_summary(
@@ -227,9 +236,3 @@ def _console(*, quiet: bool = False) -> Console:
 def _again(study: Path, overrides: list[str] | None, smoke: bool) -> str:
     settings = [part for pair in overrides or () for part in ("--set", pair)]
     return shlex.join([str(study), *settings, *(["--smoke"] if smoke else [])])
-
-
-def _hide(url: str) -> str:
-    from sqlalchemy.engine import make_url
-
-    return make_url(url).render_as_string(hide_password=True)

@@ -45,7 +45,9 @@ from optuna_ohgw.cells import (
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.pruner import is_interrupted
 from optuna_ohgw.spec import StudySpec
+from optuna_ohgw.tasks.data import ImageData
 from optuna_ohgw.tasks.image import load_image_arrays, split_images
+from optuna_ohgw.tasks.models import build_model
 
 log = logging.getLogger("optuna_ohgw.runner")
 
@@ -77,8 +79,7 @@ def run(spec: StudySpec, console: Console, level: int = logging.INFO) -> bool:
 
 def _run(spec: StudySpec, console: Console, level: int) -> bool:
     root = spec.folder
-    _check_folder(root)
-    with _only_run(root):
+    with _checked_folder(root), _only_run(root):
         storage = None
         file = sqlite_path(spec.storage_url)
         if file is None or file.exists():
@@ -86,8 +87,8 @@ def _run(spec: StudySpec, console: Console, level: int) -> bool:
             known = check_cells(storage, spec)
             if len(known) == len(cells_of(spec)) and not _left(storage, spec, cells_of(spec)):
                 return False
-        _check_data(spec, root)
         _check_device(spec)
+        _check_data(spec, root)
         storage = storage or open_storage(spec.storage_url, create=True)
         environment = environment_record(spec)
         for cell in cells_of(spec):
@@ -295,6 +296,22 @@ def _only_run(root: Path) -> Iterator[None]:
         lock.release()
 
 
+@contextlib.contextmanager
+def _checked_folder(root: Path) -> Iterator[None]:
+    """Make the output folder; a user's mistake found afterwards takes away what is made and bare."""
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    _check_folder(root)
+    try:
+        yield
+    except UserError:
+        if made:
+            (root / ".run.lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
 def _check_folder(root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -309,7 +326,28 @@ def _check_folder(root: Path) -> None:
 
 def _check_data(spec: StudySpec, root: Path) -> None:
     arrays = load_image_arrays(spec.task, root / "data")
-    split_images(spec.task, arrays, spec.seeds[0], worker.resolve_device("cpu"))
+    data = split_images(spec.task, arrays, spec.seeds[0], worker.resolve_device("cpu"))
+    models = spec.choices["model"].choices if "model" in spec.choices else (spec.task.model,)
+    for model in models:
+        _check_model(spec, data, str(model))
+
+
+def _check_model(spec: StudySpec, data: ImageData, model: str) -> None:
+    import torch
+
+    network = build_model(
+        model, channels=data.channels, size=data.height, classes=data.classes, activation=spec.task.activation
+    )
+    try:
+        with torch.inference_mode():
+            network.eval()(torch.zeros_like(data.train_images[:2], dtype=torch.float32))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        shape = tuple(data.train_images.shape[1:])
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"task.model: {model!r} cannot take pictures of {shape} ({reason}); "
+            "give another model or another task.size"
+        ) from None
 
 
 def _check_device(spec: StudySpec) -> None:
@@ -318,6 +356,10 @@ def _check_device(spec: StudySpec) -> None:
     name = spec.execution.device
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"execution.device: {name!r} is not available here; use auto or cpu")
+    if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
+        raise UserError(
+            f"execution.device: {name!r} is not among the {torch.cuda.device_count()} here; use cuda"
+        )
 
 
 def _prepare_folder(spec: StudySpec, cell: Cell) -> None:

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from optuna_ohgw.errors import UserError
+from optuna_ohgw.reading import leaves, merge, read_file, read_override, shown
 
 PSI = ("lr", "weight_decay", "momentum", "magnitude", "label_smoothing")
 LIMITS = {
@@ -48,6 +49,17 @@ VARIATIONS: dict[str, dict[str, Any] | None] = {
 }
 BASELINE = "asha-baseline"
 
+# pydantic's words, in those of a YAML file
+_WANTED = {
+    "a valid integer": "a whole number",
+    "a valid integer, got a number with a fractional part": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "text, in quotes if it looks like a number",
+    "a valid boolean": "true or false",
+    "a valid array": "a list",
+    "an object": "a mapping",
+}
+
 
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -63,7 +75,7 @@ class RangeSpec(_Spec):
     @model_validator(mode="after")
     def _check(self) -> RangeSpec:
         if self.low >= self.high:
-            raise ValueError(f"low {self.low} is not below high {self.high}; give low < high, or one number")
+            raise ValueError(f"low {self.low} is not below high {self.high}; give low < high")
         if self.log and self.low <= 0:
             raise ValueError(f"log needs low > 0 but low is {self.low}; raise low or drop log")
         return self
@@ -142,8 +154,8 @@ class WarmStartSpec(_Spec):
     horizon: PositiveInt = 1
     estimator: Literal["lean", "exact", "direct", "finite-difference"] = "lean"
     radius: PositiveFloat = 0.2
-    lengths: tuple[PositiveFloat, ...] = (0.05, 0.1, 0.2, 0.4)
-    grid: tuple[float, ...] = (-0.4, -0.2, 0.2, 0.4)
+    lengths: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.05, 0.1, 0.2, 0.4)
+    grid: Annotated[tuple[float, ...], Field(min_length=1)] = (-0.4, -0.2, 0.2, 0.4)
     grid_horizon: PositiveInt = 5
     sigma: PositiveFloat = 0.01
     freeze: tuple[Literal["lr", "weight_decay", "momentum", "magnitude", "label_smoothing"], ...] = ()
@@ -205,13 +217,10 @@ class StudySpec(_Spec):
     @field_validator("seeds", mode="before")
     @classmethod
     def _count(cls, value: Any) -> Any:
-        if isinstance(value, int) and not isinstance(value, bool):
-            value = tuple(range(value))
-        if isinstance(value, list):
-            value = tuple(value)
-        if value == ():
-            raise ValueError("there are no seeds; give a number of seeds or a list of at least one")
-        return value
+        count = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if not count and not (isinstance(value, list | tuple) and value):
+            raise ValueError(f"got {shown(value)}; give a number of seeds from 1, or a list of seeds")
+        return tuple(range(value) if count else value)
 
     @model_validator(mode="after")
     def _check(self) -> StudySpec:
@@ -219,12 +228,12 @@ class StudySpec(_Spec):
         for name in self.variations:
             if name not in VARIATIONS:
                 raise ValueError(f"variations: {name!r} is unknown{_nearest(name, VARIATIONS)}")
-        for field in ("variations", "seeds", "pilot_seeds"):
+        for field in ("variations", "seeds", "pilot_seeds", "targets"):
             values = getattr(self, field)
             if len(set(values)) < len(values):
                 raise ValueError(f"{field}: {list(values)} has one twice; name each once")
         if not self.variations:
-            raise ValueError(f"variations: the list is empty; name some of {', '.join(VARIATIONS)}")
+            raise ValueError(f"variations: got []; name some of {', '.join(VARIATIONS)}")
         both = set(self.seeds) & set(self.pilot_seeds)
         if both:
             raise ValueError(
@@ -239,6 +248,10 @@ class StudySpec(_Spec):
             raise ValueError(
                 f"scheduler.min_resource: {self.scheduler.min_resource} epochs is more than "
                 f"task.epochs {self.task.epochs}; lower it"
+            )
+        if self.storage in ("sqlite://", "sqlite:///:memory:"):
+            raise ValueError(
+                f"storage: {self.storage} is in memory, which workers cannot share; give sqlite:///FILE"
             )
         return self
 
@@ -288,90 +301,88 @@ def load_spec(path: Path, overrides: tuple[str, ...] = (), *, smoke: bool = Fals
     Raises:
         UserError: In one line, naming file, field, value and remedy.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    data = _read(path, depth=0)
-    light = data.pop("smoke", {})
+    data = read_file(path)
+    light = data.pop("smoke", None) or {}
+    if smoke:
+        if not isinstance(light, dict):
+            raise UserError(f"{path}: smoke: got {shown(light)}; give a mapping of changes")
+        if isinstance(data.get("name"), str):
+            data["name"] += "-smoke"
+        data = merge(data, light)
     for pair in overrides:
-        if "=" not in pair:
-            raise UserError(f"--set {pair}: no '=' in it; write --set key.of.field=value")
+        data = merge(data, read_override(pair))
+    for field, value in leaves(data):
+        if not isinstance(value, str | int | float | None):
+            raise UserError(f"{path}: {field}: {value!r} is of no plain YAML type; write it without a tag")
     try:
-        if smoke:
-            data = {**data, "name": f"{data.get('name')}-smoke"}
-        merged = OmegaConf.merge(data, light if smoke else {}, OmegaConf.from_dotlist(list(overrides)))
-        plain = OmegaConf.to_container(merged, resolve=False)
-        return StudySpec.model_validate_json(json.dumps(plain))
+        return StudySpec.model_validate_json(json.dumps(data))
     except ValidationError as error:
         raise UserError(f"{path}: {_explain(error)}") from None
-    except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise UserError(f"{path}: {_first_line(error)}; check the values given by --set and smoke") from None
-
-
-def _read(path: Path, depth: int) -> dict[str, Any]:
-    import yaml
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        config = OmegaConf.load(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; give the path of a study's YAML file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({_first_line(error)}); give a readable YAML file") from None
-    except yaml.constructor.ConstructorError as error:
-        raise UserError(
-            f"{path}: {_first_line(error)}; plain YAML only, without tags or repeated keys"
-        ) from None
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"{path}: is not valid YAML ({_first_line(error)}); mend the syntax") from None
-    if not isinstance(config, DictConfig) or not config:
-        raise UserError(f"{path}: is not a mapping; write 'key: value' lines, starting with 'name:'")
-    data: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
-    base = data.pop("extends", None)
-    if base is None:
-        return data
-    if not isinstance(base, str) or depth >= 5:
-        raise UserError(f"{path}: extends: {base!r} is not a file to start from; name one other YAML file")
-    merged = OmegaConf.merge(_read(path.parent / base, depth + 1), data)
-    whole: dict[str, Any] = OmegaConf.to_container(merged, resolve=False)  # type: ignore[assignment]
-    return whole
 
 
 def _check_space(space: dict[str, RangeSpec | ChoiceSpec | float]) -> None:
     if not isinstance(space.get("lr"), RangeSpec):
-        raise ValueError("space.lr: is not a range; give low and high, the learning rate is always searched")
+        received = f"{space['lr']} is not a range" if "lr" in space else "is missing"
+        raise ValueError(f"space.lr: {received}; give low and high, the learning rate is always searched")
     for name, entry in space.items():
         if isinstance(entry, ChoiceSpec):
+            received = shown(list(entry.choices))
             if name not in STRUCTURE:
-                raise ValueError(f"space.{name}: has choices; only {', '.join(STRUCTURE)} can have")
-            kind = str if name == "model" else int
-            if not all(type(c) is kind for c in entry.choices):
-                raise ValueError(f"space.{name}: {list(entry.choices)} must all be of type {kind.__name__}")
+                raise ValueError(
+                    f"space.{name}: choices {received}; only {' and '.join(STRUCTURE)} can have any"
+                )
+            if name == "model" and not all(isinstance(c, str) for c in entry.choices):
+                raise ValueError(f"space.model.choices: got {received}; give names of models")
+            if name == "batch_size" and not all(isinstance(c, int) and c > 0 for c in entry.choices):
+                raise ValueError(f"space.batch_size.choices: got {received}; give whole numbers from 1")
+            if len(set(entry.choices)) < len(entry.choices):
+                raise ValueError(f"space.{name}.choices: {received} has one twice; name each once")
             continue
+        if name in STRUCTURE:
+            raise ValueError(f"space.{name}: {_shown_entry(entry)}; give choices, or set task.{name}")
         if name not in PSI:
-            raise ValueError(f"space.{name}: is unknown{_nearest(name, PSI)}")
+            raise ValueError(
+                f"space.{name}: unknown key with value {_shown_entry(entry)}"
+                f"{_nearest(name, (*PSI, *STRUCTURE))}"
+            )
         low, high = LIMITS[name]
         ends = (entry.low, entry.high) if isinstance(entry, RangeSpec) else (entry, entry)
-        beyond = ends[0] < low or ends[1] > high or (name == "momentum" and ends[1] >= 1)
-        if beyond:
-            edge = " (excluded)" if name == "momentum" else ""
-            raise ValueError(f"space.{name}: {list(ends)} leaves {low:g} to {high:g}{edge}; keep it inside")
+        if ends[0] < low or ends[1] > high or (name == "momentum" and ends[1] >= 1):
+            limit = f"{high:g}{' (excluded)' if name == 'momentum' else ''}"
+            raise ValueError(f"space.{name}: {_shown_entry(entry)} leaves {low:g} to {limit}; keep it inside")
+
+
+def _shown_entry(entry: RangeSpec | float) -> str:
+    return f"{entry.low} to {entry.high}" if isinstance(entry, RangeSpec) else str(entry)
 
 
 def _explain(error: ValidationError) -> str:
     errors = error.errors(include_url=False)
     first = min(errors, key=lambda e: e["type"] != "extra_forbidden")
-    where = ".".join(str(part) for part in first["loc"] if part not in ("range", "choices", "number"))
+    tag = 2 if first["loc"][:1] == ("space",) else None
+    where = ".".join(" ".join(str(part).split()) for i, part in enumerate(first["loc"]) if i != tag)
+    received = shown(first["input"])
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1])
-        return f"{where}: unknown key with value {first['input']!r}{_nearest(str(first['loc'][-1]), known)}"
+        return f"{where}: unknown key with value {received}{_nearest(str(first['loc'][-1]), known)}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{where}: {message}" if where else message
     if first["type"] == "missing":
         return f"{where}: is missing; add it"
-    return f"{where}: got {first['input']!r}; {message[0].lower()}{message[1:]}"
+    return f"{where}: got {received}; {_remedy(message)}"
+
+
+def _remedy(message: str) -> str:
+    """Return what to give, from a message of pydantic's on what should be."""
+    subject, _, wanted = message.partition(" should ")
+    wanted = wanted.removeprefix("be ")
+    if subject in ("Tuple", "List"):
+        return "give at least one"
+    if subject == "String":
+        return f"give text that {wanted.replace('match', 'matches', 1)}"
+    number = "a number " if wanted.startswith(("greater", "less")) else ""
+    return f"give {number}{_WANTED.get(wanted, wanted)}"
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:
@@ -391,11 +402,3 @@ def _nearest(name: str, known: Any) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; known: {', '.join(known)}" if known else "; remove it"
-
-
-def _first_line(error: Exception) -> str:
-    problem = getattr(error, "problem", None)
-    mark = getattr(error, "problem_mark", None)
-    if problem:
-        return f"{problem}, line {mark.line + 1}" if mark else str(problem)
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

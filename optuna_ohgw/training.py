@@ -74,8 +74,6 @@ class TrainState:
 
     def save(self, path: Path) -> None:
         """Write the state as one safetensors file, atomically."""
-        from safetensors.torch import save_file
-
         scalars = {
             "psi": dict(self.psi),
             "epoch": self.epoch,
@@ -83,10 +81,15 @@ class TrainState:
             "seed": self.seed,
             "config_index": self.config_index,
         }
-        partial = path.with_name(path.name + ".partial")
-        tensors = {n: t.detach().cpu().contiguous() for n, t in self.tensors().items()}
-        save_file(tensors, partial, metadata={"state": json.dumps(scalars)})
-        partial.replace(path)
+        _write(path, self.tensors(), {"state": json.dumps(scalars)})
+
+    def export(self, path: Path) -> None:
+        """Write weights and buffers under the network's own names, ψ in the metadata.
+
+        ``network.load_state_dict(safetensors.torch.load_file(path))`` reads it.
+        """
+        metadata = {"psi": json.dumps(dict(self.psi)), "epoch": str(self.epoch)}
+        _write(path, {**self.weights, **self.buffers}, metadata)
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu") -> TrainState:
@@ -248,6 +251,14 @@ def _buffers(network: torch.nn.Module) -> Tensors:
     """Return copies of the buffers that a state dict holds; the others are constants of the network."""
     kept = network.state_dict().keys()
     return {n: b.detach().clone() for n, b in network.named_buffers() if n in kept}
+
+
+def _write(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    partial = path.with_name(path.name + ".partial")
+    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, partial, metadata=metadata)
+    partial.replace(path)
 
 
 def _stack(named: Sequence[Tensors]) -> Tensors:

@@ -40,9 +40,13 @@ class Curve:
     columns: dict[str, list[float | None]] = field(default_factory=lambda: {c: [] for c in COLUMNS})
 
     def append(self, **row: float) -> None:
-        """Add an epoch, rounded (six digits, milliseconds of wall time); what is not finite is None."""
+        """Add an epoch, rounded for storage; what is not finite is None.
+
+        Milliseconds of wall time, four digits of durations, six of the rest.
+        """
         for name in COLUMNS:
-            value = round(row[name], 3) if name == "wall" else float(f"{row[name]:.6g}")
+            digits = 4 if name.endswith("_s") else 6
+            value = round(row[name], 3) if name == "wall" else float(f"{row[name]:.{digits}g}")
             self.columns[name].append(value if math.isfinite(value) else None)
 
 

@@ -214,7 +214,7 @@ def _final(study: optuna.Study, trial: FrozenTrial, cell: Cell, folder: Path) ->
     assert best.state is not None
     task.network().load_state_dict({**best.state.weights, **best.state.buffers})
     test = task.evaluate("test")
-    best.state.save(folder / "best.safetensors")
+    best.state.export(folder / "best.safetensors")
     for path in folder.glob("trial-*.safetensors"):
         path.unlink(missing_ok=True)
     with (folder / "curve.csv").open("w", newline="") as file:

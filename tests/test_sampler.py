@@ -138,7 +138,11 @@ def structure(trial):
         for structural in (False, True)
     ],
 )
-@pytest.mark.parametrize("settings", [None, WarmStart(freeze=("lr", "mom"))], ids=["no-step", "all-frozen"])
+@pytest.mark.parametrize(
+    "settings",
+    [None, WarmStart(freeze=("lr", "mom"))],
+    ids=["no-step", "all-frozen"],
+)
 def test_without_a_step_the_draws_of_twenty_trials_are_the_base_samplers_bit_for_bit(
     base, structural, settings
 ):
@@ -252,8 +256,12 @@ def test_a_base_sampler_that_returns_the_same_dict_each_time_keeps_it_whole():
         def sample_relative(self, study, trial, search_space):
             return self.drawn
 
+    def loss(psi):
+        assert set(Constant.drawn) == {"lr", "mom"}  # in the middle of a warm start too
+        return quadratic(psi)
+
     study = optuna.create_study(sampler=OhgwSampler(Constant()))
-    study.optimize(lambda t: value_of(ohgw_suggest(t, SPACE, quadratic, RAW)), n_trials=2)
+    study.optimize(lambda t: value_of(ohgw_suggest(t, SPACE, loss, RAW)), n_trials=2)
     for trial in study.trials:
         assert trial.user_attrs["ohgw"][0]["suggested"] == {"lr": 1e-3, "mom": 0.25}
 
@@ -292,7 +300,8 @@ def test_with_ohgw_sampler_every_view_of_a_trial_holds_the_trained_values(open_s
             return super().infer_relative_search_space(study, trial)
 
     returned: dict[int, tuple[dict, dict]] = {}
-    study = optuna.create_study(study_name="s", storage=open_storage(), sampler=OhgwSampler(Spy(seed=0)))
+    sampler = OhgwSampler(Spy(seed=0))
+    study = optuna.create_study(study_name="s", storage=open_storage(), sampler=sampler)
     study.optimize(warm_and_remember(returned), n_trials=14)
     reloaded = optuna.load_study(study_name="s", storage=open_storage())
     for view in (study, reloaded):
@@ -309,7 +318,8 @@ def test_with_ohgw_sampler_every_view_of_a_trial_holds_the_trained_values(open_s
 
 def test_without_ohgw_sampler_params_hold_the_suggestion_and_the_record_the_trained(open_storage):
     returned: dict[int, tuple[dict, dict]] = {}
-    study = optuna.create_study(study_name="s", storage=open_storage(), sampler=RandomSampler(seed=0))
+    sampler = RandomSampler(seed=0)
+    study = optuna.create_study(study_name="s", storage=open_storage(), sampler=sampler)
     study.optimize(warm_and_remember(returned), n_trials=5)
     cold = optuna.create_study(sampler=RandomSampler(seed=0))
     cold.optimize(lambda t: value_of(plain_values(t)), n_trials=5)
@@ -599,7 +609,8 @@ def sobol_reference(seed, dimension, n):
 @pytest.mark.parametrize("seed", [0, 11])
 def test_sobol_suggestions_are_scipys_points_one_by_one(seed):
     points = sobol_reference(seed, 2, 32)
-    for psi, (first, second) in zip(paired_draws(seed, range(32), names=("lr", "mom")), points, strict=True):
+    drawn = paired_draws(seed, range(32), names=("lr", "mom"))
+    for psi, (first, second) in zip(drawn, points, strict=True):
         assert math.log10(psi["lr"]) == pytest.approx(-5 + 5 * first, abs=1e-12)
         assert psi["mom"] == pytest.approx(0.99 * second, abs=1e-15)
 
@@ -613,7 +624,8 @@ def test_the_order_of_names_is_the_order_of_sobol_dimensions():
 def test_sobol_suggestions_cover_the_square_better_than_random_ones():
     def discrepancy(seed, names):
         drawn = paired_draws(seed, range(64), names=names)
-        return qmc.discrepancy(np.array([[(math.log10(p["lr"]) + 5) / 5, p["mom"] / 0.99] for p in drawn]))
+        unit = [[(math.log10(p["lr"]) + 5) / 5, p["mom"] / 0.99] for p in drawn]
+        return qmc.discrepancy(np.array(unit))
 
     for seed in range(3):
         assert discrepancy(seed, ("lr", "mom")) < 0.5 * discrepancy(seed, ())

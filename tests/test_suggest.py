@@ -205,7 +205,7 @@ def test_other_user_attributes_are_left_alone(kind):
 
 @either_sampler
 @pytest.mark.parametrize("settings", [RAW, None], ids=["warm", "no-settings"])
-def test_a_trial_whose_every_value_is_enqueued_trains_them_and_says_so_without_a_gradient(kind, settings):
+def test_a_fully_enqueued_trial_trains_its_values_and_says_so_without_a_gradient(kind, settings):
     fixed = {"lr": 0.3, "mom": 0.9}
     study = study_with(kind)
     study.enqueue_trial(fixed)
@@ -609,7 +609,7 @@ def test_a_warm_start_without_a_loss_is_refused(kind):
         ({"w": FloatDistribution(1, 1)}, "'w' has low == high"),
     ],
 )
-def test_a_space_that_cannot_be_warmed_is_refused_before_anything_is_suggested(kind, space, message):
+def test_a_space_that_cannot_be_warmed_is_refused_before_any_suggestion(kind, space, message):
     trial = study_with(kind).ask()
     with pytest.raises(ValueError, match=f"^{message}"):
         ohgw_suggest(trial, space, quadratic, RAW)

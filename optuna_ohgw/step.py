@@ -32,7 +32,7 @@ def unit_step(space: SearchSpace, z: Tensor, direction: Tensor, length: float) -
     With the direction of :func:`unit_direction` this is the trust-region rule of radius
     ``length``: the minimiser of the linear model of the loss in a ball.
     """
-    return space.clip(space.from_unit(space.to_unit(z) + length * direction))
+    return space.clip(z + length * direction * space.width)
 
 
 def best_candidate(

@@ -120,6 +120,8 @@ def test_smooth_operations_equal_torchvision(
     images = floats_of(3, channels, 16, 13)
     # the same formulas to rounding, but torchvision's weight of red in grey is 0.2989, not 0.299
     atol = 1e-4 if channels == 3 and name in ("contrast", "color") else 1e-10
+    if name.startswith(("rotate", "shear", "translate")):
+        atol = 1e-6  # torchvision 0.21 builds its grid in float32
     expected = torchvision_one(images, name, magnitude, sign)
     torch.testing.assert_close(one(images, name, magnitude, sign), expected, rtol=0, atol=atol)
 

@@ -98,7 +98,9 @@ def bench(
     """Measure this machine; print ratios of one run."""
     from optuna_ohgw import bench as benchmarks
     from optuna_ohgw.errors import UserError
+    from optuna_ohgw.runner import check_device
 
+    check_device(device, "--device")
     if what not in benchmarks.BENCHMARKS:
         raise UserError(f"bench: {what!r} is unknown; use one of {', '.join(benchmarks.BENCHMARKS)}")
     benchmarks.BENCHMARKS[what](_console(), device, repeats)
@@ -108,7 +110,8 @@ def main() -> None:
     """Run the command; a user's mistake is one line and exit status 2."""
     from optuna_ohgw.errors import UserError
 
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
     try:
         app()
     except UserError as error:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -87,7 +88,7 @@ def _run(spec: StudySpec, console: Console, level: int) -> bool:
             known = check_cells(storage, spec)
             if len(known) == len(cells_of(spec)) and not _left(storage, spec, cells_of(spec)):
                 return False
-        _check_device(spec)
+        check_device(spec.execution.device, "execution.device")
         _check_data(spec, root)
         storage = storage or open_storage(spec.storage_url, create=True)
         environment = environment_record(spec)
@@ -350,16 +351,16 @@ def _check_model(spec: StudySpec, data: ImageData, model: str) -> None:
         ) from None
 
 
-def _check_device(spec: StudySpec) -> None:
+def check_device(name: str, field: str) -> None:
+    """Raise a UserError that names the field unless the device is there."""
     import torch
 
-    name = spec.execution.device
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise UserError(f"{field}: {name!r} is unknown; use auto, cpu, cuda or cuda:N")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"execution.device: {name!r} is not available here; use auto or cpu")
+        raise UserError(f"{field}: {name!r} is not available here; use auto or cpu")
     if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
-        raise UserError(
-            f"execution.device: {name!r} is not among the {torch.cuda.device_count()} here; use cuda"
-        )
+        raise UserError(f"{field}: {name!r} is not among the {torch.cuda.device_count()} here; use cuda")
 
 
 def _prepare_folder(spec: StudySpec, cell: Cell) -> None:

@@ -1,0 +1,184 @@
+"""The files in ``studies/``: what they say, and that their light forms run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+
+from optuna_ohgw.cells import cells_of, open_storage
+from optuna_ohgw.spec import VARIATIONS, load_spec
+from optuna_ohgw.tasks.models import build_model
+
+STUDIES = Path(__file__).parents[1] / "studies"
+FILES = sorted(path.name for path in STUDIES.glob("*.yaml"))
+FOUR = ("asha-baseline", "asha-random-warm", "asha-ohgw-1step", "asha-ohgw-3step")
+each_file = pytest.mark.parametrize("file", FILES)
+
+
+def load(file, *overrides, smoke=False):
+    return load_spec(STUDIES / file, overrides, smoke=smoke)
+
+
+def test_there_are_studies_and_they_are_yaml():
+    assert {"cifar10.yaml", "digits.yaml", "smoke.yaml"} <= set(FILES)
+    assert [p.name for p in sorted(STUDIES.iterdir())] == FILES
+
+
+@each_file
+def test_file_says_its_own_name(file):
+    assert load(file).name == Path(file).stem.replace("_", "-")
+
+
+@each_file
+def test_file_runs_all_four_variations_and_none_unknown(file):
+    assert set(FOUR) <= set(load(file).variations) <= set(VARIATIONS)
+
+
+@each_file
+def test_file_spells_its_variations_out(file):
+    text = (STUDIES / file).read_text()
+    assert all(name in text for name in FOUR)
+
+
+@each_file
+def test_light_form_is_the_same_study_but_shorter(file):
+    full, light = load(file), load(file, smoke=True)
+    assert light.variations == full.variations
+    assert light.task.model == full.task.model
+    assert light.space == full.space
+    assert light.sampler == full.sampler
+    assert light.warm_start == full.warm_start
+    assert light.scheduler.bootstrap_count == full.scheduler.bootstrap_count
+    assert light.scheduler.reduction_factor == full.scheduler.reduction_factor
+    assert light.name == f"{full.name}-smoke"
+    assert light.task.epochs <= full.task.epochs
+    assert light.scheduler.rungs(light.task.epochs), "no rung: a light run would not use the pruner"
+
+
+@each_file
+def test_light_form_needs_no_network_and_ends_soon(file):
+    light = load(file, smoke=True)
+    assert light.task.data == "digits"
+    assert light.execution.workers == 1
+    assert len(light.seeds) == 1
+    assert light.budget.trials is not None
+    assert light.budget.trials * light.task.epochs <= 12
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.startswith("cifar10")])
+def test_light_form_of_cifar_has_its_pictures_and_augmentation(file):
+    full, light = load(file), load(file, smoke=True)
+    assert light.task.augmentation == full.task.augmentation
+    assert (light.task.size, light.task.channels) == (32, 3)
+
+
+@each_file
+def test_pilot_seeds_are_none_of_the_seeds(file):
+    for smoke in (False, True):
+        spec = load(file, smoke=smoke)
+        assert not set(spec.seeds) & set(spec.pilot_seeds)
+
+
+@each_file
+def test_model_is_one_that_can_be_built(file):
+    task = load(file).task
+    build_model(task.model, channels=task.channels or 3, size=task.size or 32, classes=10)
+
+
+def test_cifar10_is_the_experiment_that_was_agreed():
+    spec = load("cifar10.yaml")
+    assert spec.task.data == "uoft-cs/cifar10"
+    assert spec.task.model == "resnet20"
+    assert spec.task.epochs == 200
+    assert spec.task.batch_size == 128
+    assert spec.task.train_images is None
+    assert spec.task.test_images is None
+    assert spec.scheduler.reduction_factor == 4
+    assert spec.scheduler.bootstrap_count == 2
+    assert spec.variations == FOUR
+    assert len(spec.seeds) == 32
+    assert 0.93 in spec.targets
+    assert spec.execution.workers == 4
+    assert spec.budget.device_hours == 12
+    assert spec.budget.trials is None
+
+
+def _changed(base, other):
+    one, two = base.model_dump(mode="json"), other.model_dump(mode="json")
+
+    def differing(a, b, prefix=""):
+        for key in a.keys() | b.keys():
+            if isinstance(a.get(key), dict) and isinstance(b.get(key), dict):
+                yield from differing(a[key], b[key], f"{prefix}{key}.")
+            elif a.get(key) != b.get(key):
+                yield f"{prefix}{key}"
+
+    return set(differing(one, two))
+
+
+@pytest.mark.parametrize("smoke", [False, True])
+@pytest.mark.parametrize(
+    ("file", "base", "fields"),
+    [
+        ("cifar10_bootstrap0.yaml", "cifar10.yaml", {"name", "scheduler.bootstrap_count"}),
+        ("digits_bootstrap0.yaml", "digits.yaml", {"name", "scheduler.bootstrap_count"}),
+        ("cifar10_every_rung.yaml", "cifar10.yaml", {"name", "warm_start.every_rung"}),
+        ("digits_rules.yaml", "digits.yaml", {"name", "variations"}),
+    ],
+)
+def test_derived_file_differs_from_its_base_in_nothing_else(file, base, fields, smoke):
+    assert _changed(load(base, smoke=smoke), load(file, smoke=smoke)) == fields
+
+
+@pytest.mark.parametrize("family", ["cifar10", "digits"])
+def test_bootstrap_counts_are_two_and_none(family):
+    assert load(f"{family}.yaml").scheduler.bootstrap_count == 2
+    assert load(f"{family}_bootstrap0.yaml").scheduler.bootstrap_count == 0
+
+
+def test_smoke_runs_every_variation_there_is():
+    assert set(load("smoke.yaml").variations) == set(VARIATIONS)
+
+
+def test_rules_bring_each_rule_with_its_random_control():
+    variations = load("digits_rules.yaml").variations
+    for rule in ("trust", "linesearch"):
+        assert {f"asha-ohgw-{rule}", f"asha-random-{rule}"} <= set(variations)
+    assert "asha-lr-grid" in variations
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@each_file
+def test_light_form_runs_all_its_variations(file, tmp_path, environment):
+    command = [sys.executable, "-c", "from optuna_ohgw.cli import main; main()", "run", str(STUDIES / file)]
+    command += ["--smoke", "--quiet", "--set", f"output={tmp_path}", "--set", "execution.device=cpu"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+    spec = load(file, f"output={tmp_path}", smoke=True)
+    storage = open_storage(spec.storage_url, create=False)
+    cells = cells_of(spec)
+    assert {cell.variation for cell in cells} == set(spec.variations)
+    assert {s.study_name for s in storage.get_all_studies()} == {cell.name for cell in cells}
+    for cell in cells:
+        study = optuna.load_study(study_name=cell.name, storage=storage)
+        assert study.user_attrs["variation"] == cell.variation
+        assert 0 <= study.user_attrs["final"]["test_accuracy"] <= 1
+        states = [t.state.name for t in study.get_trials()]
+        assert len(states) == spec.budget.trials
+        assert set(states) <= {"COMPLETE", "PRUNED"}
+        assert (cell.folder(tmp_path) / "best.safetensors").is_file()
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Return an environment without a network in which this package is found."""
+    import os
+
+    path = os.pathsep.join(filter(None, [str(STUDIES.parent), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path, "COLUMNS": "100"}

@@ -357,6 +357,8 @@ def test_set_that_is_no_pair_is_told_with_the_option(study, pair, part):
 def test_interpolation_is_not_resolved(study, monkeypatch):
     monkeypatch.setenv("OHGW_TEST", "revealed")
     assert study("task.data=${oc.env:OHGW_TEST}").task.data == "${oc.env:OHGW_TEST}"
+    text = STUDY.replace("data: digits", "data: '${oc.env:OHGW_TEST}'")
+    assert study(text=text).task.data == "${oc.env:OHGW_TEST}"
 
 
 # extends

@@ -47,7 +47,7 @@ class Curve:
         for name in COLUMNS:
             digits = 4 if name.endswith("_s") else 6
             value = round(row[name], 3) if name == "wall" else float(f"{row[name]:.{digits}g}")
-            self.columns[name].append(value if math.isfinite(value) else None)
+            self.columns[name].append((value or 0) if math.isfinite(value) else None)
 
 
 @dataclass

@@ -236,7 +236,7 @@ def _named(space: SearchSpace, values: Tensor) -> dict[str, float | None]:
 
 
 def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _device(loss: Any) -> torch.device:

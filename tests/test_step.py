@@ -127,9 +127,7 @@ def test_a_component_without_a_gradient_keeps_every_bit(gradient, unit):
         ((1.0, 1.0, -1.0), 9.0, (0.0, 0.5, 0.0)),
     ],
 )
-def test_a_unit_step_has_its_length_in_unit_coordinates_and_stops_at_the_bounds(
-    direction, length, expected
-):
+def test_a_unit_step_has_its_length_in_unit_coordinates_and_stops_at_the_bounds(direction, length, expected):
     assert unit_step(SPACE, CENTRE, vector(*direction), length).tolist() == list(expected)
 
 

@@ -150,7 +150,7 @@ class TestRecords:
         assert suggested[0] == suggested[1] == found[0].params
         assert found[1].params != found[0].params
 
-    @pytest.mark.parametrize(("every_rung", "limit"), [(False, 20_000), (True, 24_000)])
+    @pytest.mark.parametrize(("every_rung", "limit"), [(False, 20_000), (True, 22_500)])
     def test_a_trial_of_200_epochs_is_stored_in_20_kilobytes(
         self, tasks: Callable[[StudySpec], ImageTask], every_rung: bool, limit: int
     ) -> None:

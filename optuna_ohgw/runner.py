@@ -15,21 +15,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from importlib.metadata import version
 from pathlib import Path
-from queue import Empty
 from types import FrameType
 from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from optuna_ohgw import worker
 from optuna_ohgw.cells import (
@@ -44,7 +35,9 @@ from optuna_ohgw.cells import (
     sqlite_path,
 )
 from optuna_ohgw.errors import UserError
+from optuna_ohgw.progress import show_progress
 from optuna_ohgw.pruner import is_interrupted
+from optuna_ohgw.reading import hide_passwords
 from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.tasks.data import ImageData
 from optuna_ohgw.tasks.image import load_image_arrays, split_images
@@ -124,7 +117,7 @@ def _work(spec: StudySpec, left: list[Cell], storage: Any, console: Console, lev
     context = multiprocessing.get_context("spawn")
     stop, events, ordinal = context.Event(), context.Queue(), context.Value("i", 0)
     workers, at_once = spec.execution.workers, spec.execution.cells_at_once
-    pending = list(left)
+    pending, ended = list(left), {cell: _ended(load_cell(storage, spec, cell)) for cell in left}
     jobs: dict[Future[None], Cell] = {}
     open_slots: dict[Cell, int] = {}
     error: BaseException | None = None
@@ -136,7 +129,7 @@ def _work(spec: StudySpec, left: list[Cell], storage: Any, console: Console, lev
     )
     with (
         _stop_on_signal(stop) as signalled,
-        _progress(spec, left, storage, console) as view,
+        show_progress(spec.budget.trials, ended, console) as view,
         executor,
         _setting(stop),
     ):
@@ -184,61 +177,6 @@ def _setting(stop: Any) -> Iterator[None]:
         yield
     finally:
         stop.set()
-
-
-class _View:
-    """Progress bars of the cells at work and of the whole run."""
-
-    def __init__(self, spec: StudySpec, cells: list[Cell], done: dict[Cell, int], progress: Progress) -> None:
-        self.trials, self.done, self.progress = spec.budget.trials, done, progress
-        self.bars: dict[Cell, Any] = {}
-        total = self.trials * len(cells) if self.trials else None
-        self.overall = progress.add_task("all cells", total=total, completed=sum(done.values()), best="")
-        self.count = len(cells)
-        self.finished = 0
-
-    def start(self, cell: Cell) -> None:
-        """Show a cell."""
-        completed = self.done.get(cell, 0)
-        self.bars[cell] = self.progress.add_task(cell.label, total=self.trials, completed=completed, best="")
-
-    def drain(self, events: Any) -> None:
-        """Take what the workers reported."""
-        while True:
-            try:
-                event = events.get_nowait()
-            except Empty:
-                return
-            best = "" if event["best"] is None else f"best {event['best']:.4f}"
-            if event["cell"] in self.bars:
-                self.progress.update(self.bars[event["cell"]], advance=event["ended"], best=best)
-            self.progress.update(self.overall, advance=event["ended"])
-
-    def finish(self, cell: Cell) -> None:
-        """Take a cell off the screen and leave a line."""
-        self.finished += 1
-        task = self.bars.pop(cell)
-        best = self.progress.tasks[self.progress.task_ids.index(task)].fields["best"]
-        self.progress.console.print(
-            f"{cell.label} done ({self.finished}/{self.count} cells), {best}", highlight=False
-        )
-        self.progress.remove_task(task)
-
-
-@contextlib.contextmanager
-def _progress(spec: StudySpec, cells: list[Cell], storage: Any, console: Console) -> Iterator[_View]:
-    done = {cell: _ended(load_cell(storage, spec, cell)) for cell in cells}
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[best]}"),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, speed_estimate_period=120) as progress:
-        yield _View(spec, cells, done, progress)
 
 
 def _ended(study: optuna.Study) -> int:
@@ -368,9 +306,8 @@ def _prepare_folder(spec: StudySpec, cell: Cell) -> None:
 
     folder = cell.folder(spec.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    resolved = spec.model_copy(
-        update={"variations": (cell.variation,), "seeds": (cell.seed,), "pilot_seeds": ()}
-    )
+    own = {"variations": (cell.variation,), "seeds": (cell.seed,), "pilot_seeds": ()}
+    resolved = spec.model_copy(update={**own, "storage": hide_passwords(spec.storage)})
     (folder / "spec.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved.model_dump(mode="json"))))
 
 

@@ -30,7 +30,7 @@ from optuna_ohgw.cells import (
     load_cell,
     open_storage,
 )
-from optuna_ohgw.pruner import INTERRUPTED
+from optuna_ohgw.pruner import INTERRUPTED, is_interrupted
 from optuna_ohgw.sampler import CONFIG_INDEX
 from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.suggest import RECORD
@@ -119,6 +119,8 @@ def finish(cell: Cell) -> None:
     try:
         study = load_cell(open_storage(spec.storage_url, create=False), spec, cell)
         best = best_trial(study)
+        if best is None:
+            _raise_if_failed(study, cell, folder)
         if best is None or FINAL in study.user_attrs:
             return
         study.set_user_attr(FINAL, _final(study, best, cell, folder))
@@ -127,6 +129,14 @@ def finish(cell: Cell) -> None:
     finally:
         logging.getLogger("optuna_ohgw").removeHandler(handler)
         handler.close()
+
+
+def _raise_if_failed(study: optuna.Study, cell: Cell, folder: Path) -> None:
+    failed = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.FAIL]
+    reasons = [t.user_attrs.get("reason") for t in failed if not is_interrupted(t)]
+    if reasons:
+        last = f"the last failed with {reasons[-1]}"
+        raise RuntimeError(f"no trial of {cell.label} gave a value, {last}; see {folder}")
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial | None:

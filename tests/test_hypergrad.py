@@ -465,17 +465,17 @@ def test_costs_in_mini_batch_units(horizon):
     bare = SearchSpace({n: SPACE.distributions[n] for n in ("lr", "weight_decay")})
     smooth = SearchSpace({n: SPACE.distributions[n] for n in ("lr", "label_smoothing")})
     evaluation = horizon + 1 / 3
-    expected = {
-        (finite_difference, SPACE): 11 * evaluation,
-        (finite_difference, bare): 5 * evaluation,
-        (exact, SPACE): 3 * horizon + 1,
-        (exact, bare): 3 * horizon + 1,
-        (direct, SPACE): 1,
-        (lean, bare): horizon + 1 + 3 * (horizon - 1),
-        (lean, smooth): 2 * horizon + 1 + 3 * (horizon - 1),
-        (lean, SPACE): 2 * horizon + 1 + 3 * (horizon - 1) + 2 * evaluation,
-    }
-    for (estimator, space), cost in expected.items():
+    expected = [
+        (finite_difference, SPACE, 11 * evaluation),
+        (finite_difference, bare, 5 * evaluation),
+        (exact, SPACE, 3 * horizon + 1),
+        (exact, bare, 3 * horizon + 1),
+        (direct, SPACE, 1),
+        (lean, bare, horizon + 1 + 3 * (horizon - 1)),
+        (lean, smooth, 2 * horizon + 1 + 3 * (horizon - 1)),
+        (lean, SPACE, 2 * horizon + 1 + 3 * (horizon - 1) + 2 * evaluation),
+    ]
+    for estimator, space, cost in expected:
         found = estimator(loss, space, space.to_search(PSI))
         assert found.cost_mbu == pytest.approx(cost, rel=1e-14), (estimator.__name__, space.names)
 

@@ -378,6 +378,7 @@ def test_a_shuffling_data_loader_leaves_the_random_state_alone():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@torch.no_grad()
 def test_label_smoothing_is_that_of_cross_entropy(smoothing):
     model = build(batch_norm)
     loss = lookahead_loss(model, batch)
@@ -389,6 +390,7 @@ def test_label_smoothing_is_that_of_cross_entropy(smoothing):
     assert float(fixed.training_loss(fixed.params(), {}, 2)) == pytest.approx(float(expected), rel=1e-14)
 
 
+@torch.no_grad()
 def test_the_held_out_loss_is_not_smoothed():
     model = build(batch_norm)
     loss = lookahead_loss(model, batch, fixed={"label_smoothing": 0.4})
@@ -421,6 +423,7 @@ def test_the_criterion_is_the_one_given():
     assert float(loss({})) == pytest.approx(float(expected), rel=1e-13)
 
 
+@torch.no_grad()
 def test_the_direct_loss_is_the_regularised_training_loss_at_the_present_weights():
     model = build(half_frozen)
     loss = lookahead_loss(model, batch, augment=shift, horizon=3)

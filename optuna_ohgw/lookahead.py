@@ -160,7 +160,8 @@ class LookaheadLoss:
             return self.validation_loss(params)
 
     def _batch(self, step: int) -> Batch:
-        return self.batches(self.position * (self.horizon + 1) + step)
+        with torch.random.fork_rng(devices=[]):  # a shuffling loader draws its order
+            return self.batches(self.position * (self.horizon + 1) + step)
 
     def _forward(self, params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         buffers = {name: buffer.detach().clone() for name, buffer in self.model.named_buffers()}

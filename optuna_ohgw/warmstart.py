@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -70,6 +70,8 @@ class WarmStart:
     min_snr: float | None = None
 
     def __post_init__(self) -> None:
+        if self.rule not in get_args(Rule):
+            raise ValueError(f"rule must be one of {get_args(Rule)} but got {self.rule!r}")
         for name in ("eta_h", "radius", "sigma"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive but got {getattr(self, name)}")

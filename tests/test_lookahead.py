@@ -365,10 +365,6 @@ def test_an_iterable_is_read_no_further_than_needed():
     assert read == [0, 1, 2, 3, 4, 5]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="mini-batches are fetched outside the saved random state: a shuffling loader draws its order",
-)
 def test_a_shuffling_data_loader_leaves_the_random_state_alone():
     inputs, target = batch(0)
     loss = lookahead_loss(build(linear), DataLoader(TensorDataset(inputs, target), 3, shuffle=True))

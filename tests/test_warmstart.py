@@ -17,6 +17,7 @@ from optuna_ohgw.warmstart import WarmStart, warm_start
 LN10 = math.log(10.0)
 RULES = ("raw", "trust-region", "line-search", "lr-grid", "gaussian")
 GRADIENT_RULES = RULES[:3]
+SIX_DIGITS = 5e-6  # a record keeps six significant digits of what is only read by people
 
 # search bounds [-5, 0], [-6, -1], [0, 2]: widths 5, 5, 2
 SPACE = SearchSpace(
@@ -125,12 +126,13 @@ def test_raw_steps_on_a_quadratic_loss_by_closed_form(steps):
     expected = centre + (1 - 0.3 * vector(*curvature)) ** steps * (Z0 - centre)
     assert SPACE.to_search(result.psi).tolist() == pytest.approx(expected.tolist(), rel=1e-13)
     step = [result.record["step"][n] for n in SPACE.names]
-    assert step == pytest.approx((expected - Z0).tolist(), rel=1e-12)
+    assert step == pytest.approx((expected - Z0).tolist(), rel=SIX_DIGITS)
     before = centre + (1 - 0.3 * vector(*curvature)) ** (steps - 1) * (Z0 - centre)
     last = vector(*curvature) * (before - centre)
     gradient = [result.record["gradient"][n] for n in SPACE.names]
-    assert gradient == pytest.approx(last.tolist(), rel=1e-12)
-    assert result.record["loss"] == pytest.approx(float(0.5 * (last * (before - centre)).sum()), rel=1e-12)
+    assert gradient == pytest.approx(last.tolist(), rel=SIX_DIGITS)
+    value = float(0.5 * (last * (before - centre)).sum())
+    assert result.record["loss"] == pytest.approx(value, rel=SIX_DIGITS)
     assert result.record["cost_mbu"] == steps
 
 
@@ -221,19 +223,22 @@ def test_a_zero_gradient_moves_nothing_bit_for_bit(rule, random):
 @pytest.mark.parametrize("rule", RULES)
 def test_parameters_left_alone_keep_their_exact_float_and_the_others_move(rule, random):
     loss = bowl(vector(-1.0, -2.0, 1.9))
-    kept = 0
+    lossy = moves = 0
     for seed in range(20):
-        unit = 0.2 + 0.4 * torch.rand(3, generator=generator(seed), dtype=torch.float64)
-        suggested = SPACE.to_floats(SPACE.from_unit(unit))
-        # a value whose round trip through log10 is not exact shows whether the float was kept
-        kept += SPACE.to_floats(SPACE.to_search(suggested))["weight_decay"] != suggested["weight_decay"]
+        a, b, c = torch.rand(3, generator=generator(seed), dtype=torch.float64).tolist()
+        suggested = {"lr": 1e-3 * (1 + a), "weight_decay": 1e-4 * (1 + b), "magnitude": 0.5 + c}
+        # a value that does not survive the round trip shows whether its float was kept
+        round_trip = SPACE.to_floats(SPACE.to_search(suggested))
+        lossy += round_trip["weight_decay"] != suggested["weight_decay"]
         settings = WarmStart(rule=rule, eta_h=0.1, steps=2, random=random, freeze=("weight_decay",))
         result = warm_start(loss, SPACE, suggested, settings, generator(seed), frozen={"magnitude"})
         assert result.psi["weight_decay"] == suggested["weight_decay"]
         assert result.psi["magnitude"] == suggested["magnitude"]
-        assert result.psi["lr"] != suggested["lr"]
         assert result.record["step"]["weight_decay"] == result.record["step"]["magnitude"] == 0.0
-    assert kept > 0
+        moves += result.psi["lr"] != suggested["lr"]
+    assert lossy > 0
+    # two random steps along one axis may cancel, and a line search along a wrong one stays
+    assert 0 < moves if random else moves == 20
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -262,10 +267,10 @@ def test_the_gradient_is_averaged_and_its_signal_to_noise_ratio_recorded():
     rows = planted_gradients(8)
     mean, deviation = rows.mean(0), rows.std(0, correction=1)
     for i, name in enumerate(SPACE.names):
-        assert record["gradient"][name] == pytest.approx(float(mean[i]), rel=1e-12)
+        assert record["gradient"][name] == pytest.approx(float(mean[i]), rel=SIX_DIGITS)
     for i, name in ((0, "lr"), (2, "magnitude")):
         ratio = abs(float(mean[i])) / (float(deviation[i]) / math.sqrt(8))
-        assert record["snr"][name] == pytest.approx(ratio, rel=1e-10)
+        assert record["snr"][name] == pytest.approx(ratio, rel=SIX_DIGITS)
     # every draw pays: K + 1 steps and K double backwards
     assert record["cost_mbu"] == 8 * 4.0
 
@@ -280,9 +285,8 @@ def test_min_snr_refuses_a_component_of_pure_noise_and_keeps_a_strong_one():
     assert held.psi["magnitude"] == SUGGESTED["magnitude"]
     assert held.psi["lr"] == free.psi["lr"] != SUGGESTED["lr"]
     assert held.record["snr"] == snr
-    between = (snr["magnitude"] + snr["lr"]) / 2
-    for low, moves in [(snr["magnitude"], True), (between, False)]:
-        settings = WarmStart(**loud, min_snr=low)
+    for factor, moves in [(0.999, True), (1.001, False)]:
+        settings = WarmStart(**loud, min_snr=factor * snr["magnitude"])
         psi = warm_start(planted_noise(), SPACE, SUGGESTED, settings, generator()).psi
         assert (psi["magnitude"] != SUGGESTED["magnitude"]) is moves
 
@@ -327,10 +331,15 @@ def test_a_random_line_search_pays_for_its_evaluations_and_is_charged_the_gradie
 @pytest.mark.parametrize("rule", [*GRADIENT_RULES, "gaussian"])
 def test_random_rules_repeat_with_their_generator(rule):
     settings = WarmStart(rule=rule, random=True, radius=0.1, steps=2)
-    results = [warm_start(look_ahead(), SPACE, SUGGESTED, settings, generator(4)) for _ in range(2)]
-    assert results[0].psi == results[1].psi != SUGGESTED
-    steps = [r.record["step"] for r in results]
-    assert steps[0] == steps[1]
+    different = set()
+    for seed in range(4):
+        first, second = (
+            warm_start(look_ahead(), SPACE, SUGGESTED, settings, generator(seed)) for _ in range(2)
+        )
+        assert first.psi == second.psi
+        assert first.record["step"] == second.record["step"]
+        different.add(tuple(first.psi.values()))
+    assert len(different) > 1
 
 
 @pytest.mark.parametrize("rule", [*GRADIENT_RULES, "lr-grid"])
@@ -441,10 +450,11 @@ def test_three_grid_steps_use_three_sets_of_mini_batches():
 def test_the_estimator_is_the_one_named_and_lean_by_default(settings, estimator):
     record = warm_start(look_ahead(), SPACE, SUGGESTED, settings, generator()).record
     expected = estimator(look_ahead(), SPACE, Z0)
-    assert list(record["gradient"].values()) == expected.gradient.tolist()
+    gradient = expected.gradient.tolist()
+    assert list(record["gradient"].values()) == pytest.approx(gradient, rel=SIX_DIGITS)
     assert record["methods"] == expected.methods
     assert record["cost_mbu"] == expected.cost_mbu
-    assert record["loss"] == expected.loss
+    assert record["loss"] == pytest.approx(expected.loss, rel=SIX_DIGITS)
 
 
 def test_a_plain_callable_is_differentiated_exactly_by_default():
@@ -463,7 +473,9 @@ def test_the_record_is_json_and_complete(rule, random):
     assert record["suggested"] == SUGGESTED
     assert record["trained"] == result.psi
     assert record["rule"] == rule
-    assert list(record["step"].values()) == pytest.approx(moved(result.psi).tolist(), abs=1e-14)
+    assert list(record["step"].values()) == pytest.approx(
+        moved(result.psi).tolist(), rel=SIX_DIGITS, abs=1e-14
+    )
     assert record["seconds"] >= 0.0
     assert type(record["peak_bytes"]) is int
     assert record["peak_bytes"] > 2**20
@@ -518,7 +530,6 @@ def test_settings_out_of_range_are_refused_with_the_value_received(settings, mes
         WarmStart(**settings)
 
 
-@pytest.mark.xfail(strict=True, reason="an unknown rule is not refused: it runs a line search")
 def test_an_unknown_rule_is_refused():
-    with pytest.raises(ValueError, match="rule must be one of .*but got 'magic'"):
+    with pytest.raises(ValueError, match=r"rule must be one of .* but got 'magic'"):
         WarmStart(rule="magic")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from optuna.distributions import FloatDistribution
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from optuna_ohgw.hypergrad import direct, exact, finite_difference, lean
 from optuna_ohgw.lookahead import LookaheadLoss, lookahead_loss, uniform_cross_entropy
@@ -371,6 +371,25 @@ def test_a_shuffling_data_loader_leaves_the_random_state_alone():
     state = torch.get_rng_state()
     loss(native())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.xfail(strict=True, reason="every fetch starts from the same random state")
+def test_random_transforms_of_a_data_loader_differ_between_mini_batches():
+    class Transformed(Dataset):
+        def __len__(self):
+            return 9
+
+        def __getitem__(self, index):
+            return torch.randn(FEATURES, dtype=torch.float64), index % CLASSES
+
+    model, seen = build(linear), []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    loss = lookahead_loss(model, DataLoader(Transformed(), 3))
+    state = torch.get_rng_state()
+    loss(native())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(seen) == 2
+    assert not torch.equal(seen[0], seen[1])
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])

@@ -50,7 +50,7 @@ def exact(loss: Loss, space: SearchSpace, z: Tensor) -> HyperGradient:
     """
     native = {n: v.detach().requires_grad_() for n, v in space.to_native(z).items()}
     with torch.enable_grad():
-        value = loss(native)
+        value = torch.as_tensor(loss(native))
     cost = float(getattr(loss, "exact_cost_mbu", 1.0))
     return _from_graph(loss, space, z, native, value, cost, "exact", zero_if_absent=False)
 
@@ -107,9 +107,8 @@ def lean(loss: LookaheadLoss, space: SearchSpace, z: Tensor, *, step_unit: float
     step_size = lr / (1 - momentum) if loss.steady_state else lr
 
     weights: list[Tensors] = [{n: p.detach() for n, p in loss.params().items()}]
-    velocities: list[Tensors] = [
-        dict(loss.velocity or {n: torch.zeros_like(p) for n, p in weights[0].items()})
-    ]
+    given = loss.velocity or {}
+    velocities: list[Tensors] = [{n: given.get(n, torch.zeros_like(p)) for n, p in weights[0].items()}]
     mixed: list[Tensors] = []
     for k in range(loss.horizon):
         gradient, smoothing_gradient = _step_gradients(loss, weights[k], psi, k, smooth)

@@ -64,6 +64,10 @@ class LookaheadLoss:
     lr_scale: float = 1.0
     position: int = 0
 
+    def __post_init__(self) -> None:
+        if self.horizon < 1:
+            raise ValueError(f"horizon must be at least 1 but got {self.horizon}")
+
     @property
     def cost_mbu(self) -> float:
         """Cost of one evaluation: K training steps and a forward pass, K + 1/3."""
@@ -160,8 +164,7 @@ class LookaheadLoss:
             return self.validation_loss(params)
 
     def _batch(self, step: int) -> Batch:
-        with torch.random.fork_rng(devices=[]):  # a shuffling loader draws its order
-            return self.batches(self.position * (self.horizon + 1) + step)
+        return self.batches(self.position * (self.horizon + 1) + step)
 
     def _forward(self, params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         buffers = {name: buffer.detach().clone() for name, buffer in self.model.named_buffers()}
@@ -178,7 +181,11 @@ class LookaheadLoss:
     def _reproducible(self, step: int) -> Iterator[None]:
         device = next(self.model.parameters()).device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(self.position * (self.horizon + 1) + step)
+            seed = self.position * (self.horizon + 1) + step
+            torch.default_generator.manual_seed(seed)
+            if device.type == "cuda":
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
             yield
 
 
@@ -223,8 +230,6 @@ def lookahead_loss(
     Raises:
         ValueError: If ``horizon`` < 1 or ``batches`` is empty.
     """
-    if horizon < 1:
-        raise ValueError(f"horizon must be at least 1 but got {horizon}")
     source = batches if callable(batches) else _repeat(batches)
     return LookaheadLoss(
         model=model,
@@ -240,10 +245,20 @@ def lookahead_loss(
 
 
 def _repeat(batches: Iterable[Batch]) -> Callable[[int], Batch]:
-    iterator, seen = iter(batches), list[Batch]()
+    seen = list[Batch]()
+    iterator: Iterator[Batch] | None = None
+    # A shuffling or transforming loader draws from torch's generator: it gets a stream of its own.
+    own = torch.get_rng_state()
 
     def batch(position: int) -> Batch:
-        seen.extend(itertools.islice(iterator, max(0, position + 1 - len(seen))))
+        nonlocal iterator, own
+        missing = max(0, position + 1 - len(seen))
+        if missing:
+            with torch.random.fork_rng(devices=[]):
+                torch.set_rng_state(own)
+                iterator = iterator if iterator is not None else iter(batches)
+                seen.extend(itertools.islice(iterator, missing))
+                own = torch.get_rng_state()
         if not seen:
             raise ValueError("batches is empty but at least one mini-batch is needed")
         return seen[position % len(seen)]

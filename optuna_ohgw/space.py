@@ -81,7 +81,7 @@ class SearchSpace:
         """Return native Python floats of a search vector ``[d]``, clipped to the native bounds."""
         return {
             name: min(max(10.0**z if d.log else z, d.low), d.high)
-            for (name, d), z in zip(self.distributions.items(), search.tolist(), strict=True)
+            for (name, d), z in zip(self.distributions.items(), self.clip(search).tolist(), strict=True)
         }
 
     def to_unit(self, search: Tensor) -> Tensor:

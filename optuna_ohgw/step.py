@@ -38,12 +38,12 @@ def unit_step(space: SearchSpace, z: Tensor, direction: Tensor, length: float) -
 def best_candidate(
     candidates: Sequence[Tensor], value: Callable[[Tensor], float]
 ) -> tuple[Tensor, list[float]]:
-    """Return the candidate of the lowest value and all values; NaN never wins, ties go first.
+    """Return the candidate of the lowest finite value and all values; ties go to the first.
 
     Cost: one evaluation a candidate.
     """
     values = [value(candidate) for candidate in candidates]
-    ranked = [math.inf if math.isnan(v) else v for v in values]
+    ranked = [v if math.isfinite(v) else math.inf for v in values]
     return candidates[ranked.index(min(ranked))], values
 
 

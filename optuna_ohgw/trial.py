@@ -86,6 +86,7 @@ def variation_settings(spec: StudySpec, variation: str) -> WarmStart | None:
     if own is None:
         return None
     shared = spec.warm_start.model_dump(exclude={"every_rung", "horizon"})
+    shared["freeze"] = tuple(name for name in spec.warm_start.freeze if name in spec.ranges)
     return WarmStart(**{**shared, **own})
 
 

@@ -37,7 +37,8 @@ class WarmStart:
             gradient: a few learning rates scored by the horizon-``grid_horizon`` loss) or
             ``gaussian`` (no gradient: noise of deviation ``sigma``).
         steps: Number of steps, each with a fresh gradient on fresh mini-batches.
-        random: Replace every gradient by a random one of the same length: the matched control.
+        random: Replace every gradient by a random one of the same length: the matched control. It
+            changes nothing where the rule takes no gradient.
         estimator: Name of an estimator in ``hypergrad.ESTIMATORS``; None: ``lean`` for a
             :class:`LookaheadLoss`, ``exact`` for any other loss.
         eta_h: Step size of ``raw``, in search coordinates.
@@ -73,8 +74,14 @@ class WarmStart:
         if self.rule not in get_args(Rule):
             raise ValueError(f"rule must be one of {get_args(Rule)} but got {self.rule!r}")
         for name in ("eta_h", "radius", "sigma"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive but got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                wanted = "finite" if value == math.inf else "positive"
+                raise ValueError(f"{name} must be {wanted} but got {value}")
+        if not all(0 < length < math.inf for length in self.lengths):
+            raise ValueError(f"lengths must be positive and finite but got {self.lengths}")
+        if self.grid_horizon < 1:
+            raise ValueError(f"grid_horizon must be at least 1 but got {self.grid_horizon}")
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1 but got {self.steps}")
         if self.estimator is not None and self.estimator not in ESTIMATORS:
@@ -127,6 +134,9 @@ def warm_start(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     z = z0 = space.clip(space.to_search(suggested))
+    unknown = sorted(set(settings.freeze) - set(space.names))
+    if unknown:
+        raise ValueError(f"freeze names {unknown}, which are not among {list(space.names)}")
     held = {*settings.freeze, *frozen}
     free = torch.tensor([name not in held for name in space.names])
     cost = uncharged = 0.0
@@ -138,15 +148,16 @@ def warm_start(
             z = gaussian_step(space, z, settings.sigma, free, generator)
             continue
         if settings.rule == "lr-grid":
-            z, spent = _lr_grid(loss, space, z, settings, free, step)
+            z, spent, reason = _lr_grid(loss, space, z, settings, free, step)
             cost, uncharged = cost + spent, uncharged + spent
             continue
         last, snr = _gradient(loss, space, z, settings, step)
         cost += last.cost_mbu
         uncharged += 0.0 if settings.random else last.cost_mbu
-        gradient = last.gradient * free
+        gradient = torch.where(free, last.gradient, 0.0)
         reason = _unusable(last.loss, gradient)
         if reason is not None:
+            reason = f"step {step + 1}: {reason}" if step else reason
             break
         if snr is not None and settings.min_snr is not None:
             gradient = torch.where(snr >= settings.min_snr, gradient, 0.0)
@@ -160,7 +171,7 @@ def warm_start(
         else:
             direction = unit_direction(space, gradient)
             candidates = [unit_step(space, z, direction, length) for length in (0.0, *settings.lengths)]
-            z, spent = _search(_at(loss, step * max(1, settings.snr_batches)), space, candidates)
+            z, spent, reason = _search(_at(loss, step * max(1, settings.snr_batches)), space, candidates)
             cost, uncharged = cost + spent, uncharged + spent
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -204,19 +215,20 @@ def _gradient(
 
 def _lr_grid(
     loss: Any, space: SearchSpace, z: Tensor, settings: WarmStart, free: Tensor, step: int
-) -> tuple[Tensor, float]:
+) -> tuple[Tensor, float, str | None]:
     if "lr" not in space.names or not free[space.names.index("lr")]:
-        return z, 0.0
+        return z, 0.0, None
     direction = torch.tensor([float(name == "lr") for name in space.names], dtype=torch.float64)
     candidates = [z, *(unit_step(space, z, direction, offset) for offset in settings.grid)]
     longer = loss.with_horizon(settings.grid_horizon) if isinstance(loss, LookaheadLoss) else loss
     return _search(_at(longer, step), space, candidates)
 
 
-def _search(loss: Any, space: SearchSpace, candidates: list[Tensor]) -> tuple[Tensor, float]:
+def _search(loss: Any, space: SearchSpace, candidates: list[Tensor]) -> tuple[Tensor, float, str | None]:
     with torch.no_grad():
-        best, _ = best_candidate(candidates, lambda z: float(loss(space.to_native(z))))
-    return best, len(candidates) * float(getattr(loss, "cost_mbu", 1 / 3))
+        best, values = best_candidate(candidates, lambda z: float(loss(space.to_native(z))))
+    reason = None if any(map(math.isfinite, values)) else "no candidate has a finite loss"
+    return best, len(candidates) * float(getattr(loss, "cost_mbu", 1 / 3)), reason
 
 
 def _at(loss: Any, position: int) -> Any:

@@ -373,7 +373,6 @@ def test_a_shuffling_data_loader_leaves_the_random_state_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.xfail(strict=True, reason="every fetch starts from the same random state")
 def test_random_transforms_of_a_data_loader_differ_between_mini_batches():
     class Transformed(Dataset):
         def __len__(self):

@@ -515,7 +515,7 @@ def test_gaussian_noise_comes_from_the_stream_of_seed_and_position(seed, positio
     stream = torch.Generator().manual_seed(derive_seed(seed, Purpose.CONTROL, position, 0))
     noise = torch.randn(2, generator=stream, dtype=torch.float64)
     step = [record["step"]["lr"], record["step"]["mom"]]
-    assert step == pytest.approx((1e-3 * noise).tolist(), abs=1e-12)
+    assert step == pytest.approx((1e-3 * noise).tolist(), rel=1e-5)  # a record keeps six digits
 
 
 def test_each_rung_has_random_numbers_of_its_own():

@@ -238,7 +238,7 @@ def test_parameters_left_alone_keep_their_exact_float_and_the_others_move(rule, 
         moves += result.psi["lr"] != suggested["lr"]
     assert lossy > 0
     # two random steps along one axis may cancel, and a line search along a wrong one stays
-    assert 0 < moves if random else moves == 20
+    assert (moves > 0) if random else (moves == 20)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -313,6 +313,23 @@ def test_the_random_control_is_as_long_as_the_gradient_step_and_charged_the_same
         assert (control.record["random"], gradient.record["random"]) == (True, False)
         seen.add(tuple(control.psi.values()))
     assert len(seen) == 5
+
+
+@pytest.mark.parametrize("rule", ["raw", "trust-region"])
+def test_random_controls_are_uniform_in_the_coordinates_of_their_rule(rule):
+    settings = WarmStart(rule=rule, random=True, eta_h=0.1, radius=0.1)
+    scale = torch.ones(3, dtype=torch.float64) if rule == "raw" else SPACE.width
+    loss, count = bowl(Z0 + 0.5), 400
+    steps = torch.stack(
+        [
+            moved(warm_start(loss, SPACE, SUGGESTED, settings, generator(seed)).psi) / scale
+            for seed in range(count)
+        ]
+    )
+    unit = steps / torch.linalg.vector_norm(steps, dim=1, keepdim=True)
+    # uniform on the sphere: means 0 with variance 1/3, mean squares 1/3 with variance 4/45
+    assert float(unit.mean(0).abs().max()) < 5 * math.sqrt(1 / 3 / count)
+    assert float((unit.square().mean(0) - 1 / 3).abs().max()) < 5 * math.sqrt(4 / 45 / count)
 
 
 def test_a_random_line_search_pays_for_its_evaluations_and_is_charged_the_gradient_beside():

@@ -19,7 +19,8 @@ from optuna_ohgw.errors import UserError
 from optuna_ohgw.pruner import INTERRUPTED, RetryAwarePruner, is_interrupted
 from optuna_ohgw.sampler import CONFIG_INDEX, OhgwSampler, PairedSampler
 from optuna_ohgw.seeds import Purpose, derive_seed
-from optuna_ohgw.spec import BASELINE, StudySpec
+from optuna_ohgw.spec import StudySpec
+from optuna_ohgw.variations import BASELINE
 
 RETRY_OF = "retry_of"
 METRIC = "validation accuracy"

@@ -22,6 +22,7 @@ from pydantic import (
 
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.reading import leaves, merge, read_file, read_override, shown
+from optuna_ohgw.variations import VARIATIONS
 
 PSI = ("lr", "weight_decay", "momentum", "magnitude", "label_smoothing")
 LIMITS = {
@@ -33,21 +34,6 @@ LIMITS = {
 }
 STRUCTURE = ("model", "batch_size")
 
-# What each variation does beside the study's warm_start section; None: nothing.
-VARIATIONS: dict[str, dict[str, Any] | None] = {
-    "asha-baseline": None,
-    "asha-random-warm": {"rule": "raw", "random": True},
-    "asha-ohgw-1step": {"rule": "raw"},
-    "asha-ohgw-3step": {"rule": "raw", "steps": 3},
-    "asha-random-3step": {"rule": "raw", "steps": 3, "random": True},
-    "asha-gaussian": {"rule": "gaussian"},
-    "asha-ohgw-trust": {"rule": "trust-region"},
-    "asha-random-trust": {"rule": "trust-region", "random": True},
-    "asha-ohgw-linesearch": {"rule": "line-search"},
-    "asha-random-linesearch": {"rule": "line-search", "random": True},
-    "asha-lr-grid": {"rule": "lr-grid"},
-}
-BASELINE = "asha-baseline"
 
 # pydantic's words, in those of a YAML file
 _WANTED = {

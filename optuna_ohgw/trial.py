@@ -12,10 +12,11 @@ import optuna
 import torch
 from optuna.distributions import FloatDistribution
 
-from optuna_ohgw.spec import STRUCTURE, VARIATIONS, StudySpec
+from optuna_ohgw.spec import STRUCTURE, StudySpec
 from optuna_ohgw.suggest import RECORD, ohgw_suggest
 from optuna_ohgw.tasks.base import Evaluation, Task
 from optuna_ohgw.training import TrainState, initial_state, state_loss, train_epoch
+from optuna_ohgw.variations import VARIATIONS
 from optuna_ohgw.warmstart import WarmStart
 
 CURVE = "curve"

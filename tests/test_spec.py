@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.reading import hide_passwords, merge, shown
-from optuna_ohgw.spec import LIMITS, PSI, VARIATIONS, RangeSpec, SchedulerSpec, StudySpec, load_spec
+from optuna_ohgw.spec import LIMITS, PSI, RangeSpec, SchedulerSpec, StudySpec, load_spec
+from optuna_ohgw.variations import VARIATIONS
 
 STUDY = """\
 name: small

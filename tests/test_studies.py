@@ -10,8 +10,9 @@ import optuna
 import pytest
 
 from optuna_ohgw.cells import cells_of, open_storage
-from optuna_ohgw.spec import VARIATIONS, load_spec
+from optuna_ohgw.spec import load_spec
 from optuna_ohgw.tasks.models import build_model
+from optuna_ohgw.variations import VARIATIONS
 
 STUDIES = Path(__file__).parents[1] / "studies"
 FILES = sorted(path.name for path in STUDIES.glob("*.yaml"))

@@ -142,7 +142,9 @@ def _training_step(task: ImageTask, state: TrainState) -> Callable[[], None]:
         with torch.no_grad():
             inputs = task.augment(raw, magnitude)
         optimizer.zero_grad()
-        task.training_loss(network(inputs), target, PSI["label_smoothing"]).backward()  # type: ignore[no-untyped-call]
+        with autocast(task.device):
+            loss = task.training_loss(network(inputs), target, PSI["label_smoothing"])
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return step

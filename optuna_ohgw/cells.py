@@ -172,20 +172,36 @@ def config_index(trial: FrozenTrial, trials: list[FrozenTrial]) -> int:
     return trial.number - sum(RETRY_OF in t.user_attrs for t in trials[: trial.number])
 
 
-def is_spent(study: optuna.Study, spec: StudySpec) -> bool:
-    """Return whether a cell's budget of mbu, device-hours or wall-hours is used up.
+def share_done(study: optuna.Study, spec: StudySpec) -> float:
+    """Return the share of a cell's budget that is used up, 0 to 1 or a little over.
 
-    Interrupted trials, which are trained again, do not count, nor does the time between runs.
+    Of several limits the nearest counts. Interrupted trials, which are trained again, do not
+    count, nor does the time between runs.
     """
     budget = spec.budget
-    if not (budget.mbu or budget.device_hours or budget.wall_hours):
-        return False
     trials = [t for t in study.get_trials(deepcopy=False) if not is_interrupted(t)]
-    if budget.mbu and sum(_mbu(t) for t in trials) >= budget.mbu:
-        return True
-    if budget.device_hours and sum(_device_seconds(t) for t in trials) >= 3600 * budget.device_hours:
-        return True
-    return bool(budget.wall_hours and _wall_seconds(trials) >= 3600 * budget.wall_hours)
+    shares = [0.0]
+    if budget.trials:
+        shares.append(sum(t.state.is_finished() for t in trials) / budget.trials)
+    if budget.mbu:
+        shares.append(sum(_mbu(t) for t in trials) / budget.mbu)
+    if budget.device_hours:
+        shares.append(sum(_device_seconds(t) for t in trials) / 3600 / budget.device_hours)
+    if budget.wall_hours:
+        shares.append(_wall_seconds(trials) / 3600 / budget.wall_hours)
+    return max(shares)
+
+
+def is_spent(study: optuna.Study, spec: StudySpec) -> bool:
+    """Return whether a cell's budget of mbu, device-hours or wall-hours is used up."""
+    others = spec.model_copy(update={"budget": spec.budget.model_copy(update={"trials": None})})
+    return share_done(study, others) >= 1
+
+
+def to_retry(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the interrupted trials that are not queued again yet."""
+    retried = {t.user_attrs.get(RETRY_OF) for t in trials}
+    return [t for t in trials if is_interrupted(t) and t.number not in retried]
 
 
 def has_work(study: optuna.Study, spec: StudySpec) -> bool:

@@ -166,8 +166,11 @@ def _print_summary(
     from rich import box
     from rich.table import Table
 
+    from optuna_ohgw.sampler import HISTORY_FREE
+
+    pairing = "paired" if spec.sampler in HISTORY_FREE else "seed-paired only"
     shown = Table(
-        title=f"{spec.name}: medians over {len(spec.seeds)} paired seeds",
+        title=f"{spec.name}: medians over {len(spec.seeds)} {pairing} seeds",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -193,7 +196,7 @@ def _print_summary(
     console.print(shown)
     console.print(
         "T@τ: mini-batch units until a cell first reaches τ, median (seeds that did / seeds);\n"
-        "-: half or more did not. Warm start: its share of all mbu and of all device seconds."
+        "-: half or more did not. Warm start: its cost over that of training, in mbu and in seconds."
     )
     if pilot is not None:
         console.print("τ*: the highest target that at least 90% of the pilot's seeds reach.")

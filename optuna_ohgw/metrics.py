@@ -57,8 +57,9 @@ def summary(
     Columns: ``cells``; for each target ``T@τ`` the median over seeds in mbu (infinity when half
     or more of the cells did not reach it) and ``reached@τ`` the number that did; medians of
     ``validation`` and ``test`` (fractions; a cell without any counts as the worst);
-    ``overhead``: warm-start share of all mbu, and ``overhead_s`` of all device seconds, pooled
-    over cells; ``pruned`` and ``failed`` trials, and ``trials``, those that ended otherwise.
+    ``overhead``: mbu of warm starts over those of training, and ``overhead_s``: seconds of warm
+    starts over those of training and evaluation, pooled over cells; ``pruned`` and ``failed``
+    trials, and ``trials``, those that ended otherwise.
     """
     rows = []
     for variation, own in epochs.groupby("variation", sort=False):
@@ -77,8 +78,8 @@ def summary(
             row[f"reached@{target}"] = int((times < math.inf).sum())
         row["validation"] = _median(pd.Series([c["val_accuracy"].max() for c in cells]))
         row["test"] = _median(final["test_accuracy"]) if len(final) else math.nan
-        row["overhead"] = float(ended["warm_mbu"] / ended["mbu"])
-        row["overhead_s"] = float(seconds["warm_s"] / seconds.sum())
+        row["overhead"] = float(ended["warm_mbu"] / (ended["mbu"] - ended["warm_mbu"]))
+        row["overhead_s"] = float(seconds["warm_s"] / (seconds["train_s"] + seconds["eval_s"]))
         row["pruned"] = int((mine["state"] == "PRUNED").sum())
         row["trials"] = int(mine["state"].isin(["COMPLETE", "PRUNED"]).sum())
         row["failed"] = int(((mine["state"] == "FAIL") & (mine["reason"] != "interrupted")).sum())

@@ -11,13 +11,11 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, create_trial
 
 from optuna_ohgw.cells import cells_of, config_index
-from optuna_ohgw.sampler import CONFIG_INDEX, PairedSampler
+from optuna_ohgw.sampler import CONFIG_INDEX, HISTORY_FREE, PairedSampler
 from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.tasks.image import ImageTask, load_image_arrays, split_images
 from optuna_ohgw.training import initial_state
 from optuna_ohgw.trial import distributions
-
-HISTORY_FREE = ("random", "qmc")
 
 
 @dataclass
@@ -36,7 +34,8 @@ class PairingReport:
 
     def text(self) -> str:
         """Return the report in a line, and a line for each fault."""
-        verdict = "intact" if self.intact else f"broken in {len(self.faults)} places"
+        broken = f"broken in {len(self.faults)} places" if self.faults else "nothing to compare yet"
+        verdict = "intact" if self.intact else broken
         counts = f"{self.trials} trials compared, {self.recomputed} recomputed"
         return "\n".join([f"pairing ({self.pairing}): {verdict}; {counts}", *self.faults[:20]])
 

@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -24,17 +24,18 @@ from optuna_ohgw.cells import Cell
 class ProgressView:
     """Progress bars of the cells at work and of the whole run."""
 
-    def __init__(self, trials: int | None, ended: dict[Cell, int], progress: Progress) -> None:
-        self.trials, self.ended, self.progress = trials, ended, progress
+    def __init__(self, done: dict[Cell, float], progress: Progress) -> None:
+        self.done, self.progress = dict(done), progress
         self.bars: dict[Cell, TaskID] = {}
-        total = trials * len(ended) if trials else None
-        self.overall = progress.add_task("all cells", total=total, completed=sum(ended.values()), best="")
+        self.overall = progress.add_task("all cells", total=len(done), best="")
+        progress.update(self.overall, completed=sum(self.done.values()))
+        self.best = float("-inf")
         self.finished = 0
 
     def start(self, cell: Cell) -> None:
         """Show a cell."""
-        completed = self.ended[cell]
-        self.bars[cell] = self.progress.add_task(cell.label, total=self.trials, completed=completed, best="")
+        self.bars[cell] = self.progress.add_task(cell.label, total=1, best="")
+        self.progress.update(self.bars[cell], completed=self.done[cell])
 
     def drain(self, events: Any) -> None:
         """Take what the workers reported."""
@@ -43,39 +44,48 @@ class ProgressView:
                 event = events.get_nowait()
             except Empty:
                 return
-            best = "" if event["best"] is None else f"best {event['best']:.4f}"
-            if event["cell"] in self.bars:
-                self.progress.update(self.bars[event["cell"]], advance=event["ended"], best=best)
-            self.progress.update(self.overall, advance=event["ended"])
+            cell, best = event["cell"], event["best"]
+            self.done[cell] = min(1.0, event["done"])
+            if best is not None:
+                self.best = max(self.best, best)
+            if cell in self.bars:
+                text = "" if best is None else f"best {best:.4f}"
+                self.progress.update(self.bars[cell], completed=self.done[cell], best=text)
+            self._update()
+
+    def _update(self) -> None:
+        text = f"best {self.best:.4f}" if self.best > float("-inf") else ""
+        self.progress.update(self.overall, completed=sum(self.done.values()), best=text)
 
     def finish(self, cell: Cell) -> None:
         """Take a cell off the screen and leave a line."""
         self.finished += 1
+        self.done[cell] = 1.0
+        self._update()
         task = self.bars.pop(cell)
         best = self.progress.tasks[self.progress.task_ids.index(task)].fields["best"]
         self.progress.console.print(
-            f"{cell.label} done ({self.finished}/{len(self.ended)} cells), {best}", highlight=False
+            f"{cell.label} done ({self.finished}/{len(self.done)} cells), {best}", highlight=False
         )
         self.progress.remove_task(task)
 
 
 @contextlib.contextmanager
-def show_progress(trials: int | None, ended: dict[Cell, int], console: Console) -> Iterator[ProgressView]:
+def show_progress(done: dict[Cell, float], console: Console) -> Iterator[ProgressView]:
     """Show bars while the context is open.
 
     Args:
-        trials: Trials planned a cell; None if the budget is another.
-        ended: Trials that have ended, by cell.
+        done: Share of its budget that each cell has used, 0 to 1.
         console: Where to show them.
     """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TaskProgressColumn(),
         TextColumn("{task.fields[best]}"),
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, speed_estimate_period=120) as progress:
-        yield ProgressView(trials, ended, progress)
+        yield ProgressView(done, progress)

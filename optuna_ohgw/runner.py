@@ -32,11 +32,12 @@ from optuna_ohgw.cells import (
     load_cell,
     open_storage,
     revive,
+    share_done,
     sqlite_path,
+    to_retry,
 )
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.progress import show_progress
-from optuna_ohgw.pruner import is_interrupted
 from optuna_ohgw.reading import hide_passwords
 from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.tasks.data import ImageData
@@ -117,7 +118,8 @@ def _work(spec: StudySpec, left: list[Cell], storage: Any, console: Console, lev
     context = multiprocessing.get_context("spawn")
     stop, events, ordinal = context.Event(), context.Queue(), context.Value("i", 0)
     workers, at_once = spec.execution.workers, spec.execution.cells_at_once
-    pending, ended = list(left), {cell: _ended(load_cell(storage, spec, cell)) for cell in left}
+    pending = list(left)
+    shares = {cell: share_done(load_cell(storage, spec, cell), spec) for cell in left}
     jobs: dict[Future[None], Cell] = {}
     open_slots: dict[Cell, int] = {}
     error: BaseException | None = None
@@ -129,7 +131,7 @@ def _work(spec: StudySpec, left: list[Cell], storage: Any, console: Console, lev
     )
     with (
         _stop_on_signal(stop) as signalled,
-        show_progress(spec.budget.trials, ended, console) as view,
+        show_progress(shares, console) as view,
         executor,
         _setting(stop),
     ):
@@ -179,10 +181,6 @@ def _setting(stop: Any) -> Iterator[None]:
         stop.set()
 
 
-def _ended(study: optuna.Study) -> int:
-    return sum(t.state.is_finished() and not is_interrupted(t) for t in study.get_trials(deepcopy=False))
-
-
 def _left(storage: Any, spec: StudySpec, cells: list[Cell]) -> list[Cell]:
     known = {s.study_name for s in storage.get_all_studies()}
     left = []
@@ -198,7 +196,8 @@ def _left(storage: Any, spec: StudySpec, cells: list[Cell]) -> list[Cell]:
 
 
 def _unended(study: optuna.Study) -> bool:
-    return any(not t.state.is_finished() for t in study.get_trials(deepcopy=False))
+    trials = study.get_trials(deepcopy=False)
+    return any(not t.state.is_finished() for t in trials) or bool(to_retry(trials))
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _ACTIVE = threading.local()
 CONFIG_INDEX = "config_index"
+HISTORY_FREE = ("random", "qmc")
 
 
 @dataclass

@@ -37,8 +37,9 @@ class WarmStart:
             gradient: a few learning rates scored by the horizon-``grid_horizon`` loss) or
             ``gaussian`` (no gradient: noise of deviation ``sigma``).
         steps: Number of steps, each with a fresh gradient on fresh mini-batches.
-        random: Replace every gradient by a random one of the same length: the matched control. It
-            changes nothing where the rule takes no gradient.
+        random: Replace every step by a random one of the same length: the matched control, as long
+            as its twin's step after clipping to the bounds (and clipped in its turn). It changes
+            nothing where the rule takes no gradient.
         estimator: Name of an estimator in ``hypergrad.ESTIMATORS``; None: ``lean`` for a
             :class:`LookaheadLoss`, ``exact`` for any other loss.
         eta_h: Step size of ``raw``, in search coordinates.
@@ -161,18 +162,16 @@ def warm_start(
             break
         if snr is not None and settings.min_snr is not None:
             gradient = torch.where(snr >= settings.min_snr, gradient, 0.0)
+        candidates = _candidates(space, z, gradient, settings)
         if settings.random:
-            scale = torch.ones_like(z) if settings.rule == "raw" else space.width
-            gradient = random_gradient(gradient, scale, generator)
-        if settings.rule == "raw":
-            z = raw_step(space, z, gradient, settings.eta_h)
-        elif settings.rule == "trust-region":
-            z = unit_step(space, z, unit_direction(space, gradient), settings.radius)
-        else:
-            direction = unit_direction(space, gradient)
-            candidates = [unit_step(space, z, direction, length) for length in (0.0, *settings.lengths)]
+            candidates = _as_long(space, z, candidates, settings, generator)
+        if settings.rule == "line-search":
             z, spent, reason = _search(_at(loss, step * max(1, settings.snr_batches)), space, candidates)
             cost, uncharged = cost + spent, uncharged + spent
+        else:
+            z = candidates[-1]
+    if reason is not None:
+        z = z0
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     moved = space.to_floats(z)
@@ -195,6 +194,32 @@ def warm_start(
         "reason": reason,
     }
     return Warmed(psi, record)
+
+
+def _candidates(space: SearchSpace, z: Tensor, gradient: Tensor, settings: WarmStart) -> list[Tensor]:
+    if settings.rule == "raw":
+        return [raw_step(space, z, gradient, settings.eta_h)]
+    direction = unit_direction(space, gradient)
+    if settings.rule == "trust-region":
+        return [unit_step(space, z, direction, settings.radius)]
+    return [unit_step(space, z, direction, length) for length in (0.0, *settings.lengths)]
+
+
+def _as_long(
+    space: SearchSpace,
+    z: Tensor,
+    candidates: list[Tensor],
+    settings: WarmStart,
+    generator: torch.Generator,
+) -> list[Tensor]:
+    """Return points as far from z as the twin's are after clipping, in one random direction."""
+    scale = torch.ones_like(z) if settings.rule == "raw" else 1 / space.width
+    lengths = [torch.linalg.vector_norm((c - z) * scale) for c in candidates]
+    longest = max(range(len(lengths)), key=lambda i: float(lengths[i]))
+    step = random_gradient(candidates[longest] - z, scale, generator)
+    if lengths[longest] == 0:
+        return candidates
+    return [space.clip(z + step * (length / lengths[longest])) for length in lengths]
 
 
 def _gradient(

@@ -29,6 +29,7 @@ from optuna_ohgw.cells import (
     is_spent,
     load_cell,
     open_storage,
+    share_done,
 )
 from optuna_ohgw.pruner import INTERRUPTED, is_interrupted
 from optuna_ohgw.sampler import CONFIG_INDEX
@@ -271,8 +272,8 @@ def _report(study: optuna.Study, trial: optuna.Trial, cell: Cell, state: TrialSt
         state.name.lower(),
         f"{value:.4f}" if value is not None else "none",
     )
-    counted = not (state == TrialState.FAIL and trial.user_attrs.get("reason") == INTERRUPTED)
-    _ready().events.put({"cell": cell, "best": value, "ended": int(counted)})
+    spec = _ready().spec
+    _ready().events.put({"cell": cell, "best": value, "done": share_done(study, spec)})
 
 
 def _log_to(path: Path, level: int) -> logging.Handler:

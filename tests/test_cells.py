@@ -21,6 +21,7 @@ from optuna_ohgw.cells import (
     open_storage,
     revive,
     sqlite_path,
+    to_retry,
 )
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.spec import StudySpec, load_spec
@@ -459,3 +460,14 @@ class TestSampler:
             drawn.append(trial.suggest_float("lr", 1e-4, 1.0, log=True))
             study.tell(trial, 0.5)
         assert len(set(drawn)) == 3
+
+
+class TestToRetry:
+    def test_a_lone_interrupted_trial_is_still_to_be_retried(self) -> None:
+        study = optuna.create_study(direction="maximize")
+        trial = study.ask()
+        trial.set_user_attr("reason", "interrupted")
+        study.tell(trial.number, state=TrialState.FAIL)
+        assert [t.number for t in to_retry(study.get_trials())] == [0]
+        assert revive(study) == 1
+        assert to_retry(study.get_trials()) == []

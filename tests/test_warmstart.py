@@ -550,3 +550,17 @@ def test_settings_out_of_range_are_refused_with_the_value_received(settings, mes
 def test_an_unknown_rule_is_refused():
     with pytest.raises(ValueError, match=r"rule must be one of .* but got 'magic'"):
         WarmStart(rule="magic")
+
+
+def test_the_control_is_as_long_as_a_step_that_the_bounds_cut():
+    """A gradient far beyond the bounds: the twin moves to a bound, its control no further."""
+    space = SearchSpace({"a": FloatDistribution(-1.0, 1.0), "b": FloatDistribution(-50.0, 50.0)})
+    start = {"a": 0.4, "b": 0.0}
+    lengths = []
+    for random in (False, True):
+        settings = WarmStart(random=random)
+        generator = torch.Generator().manual_seed(3)
+        warmed = warm_start(lambda psi: 1e6 * psi["a"] + 1e-3 * psi["b"], space, start, settings, generator)
+        lengths.append(math.hypot(*(warmed.psi[n] - start[n] for n in start)))
+    assert lengths[0] == pytest.approx(1.4, rel=1e-6)
+    assert 0 < lengths[1] <= 1.4 + 1e-9

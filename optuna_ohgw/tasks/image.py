@@ -169,7 +169,7 @@ class ImageTask:
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:
     """Return bfloat16 autocast on a GPU that has it, nothing elsewhere."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.autocast("cuda", torch.bfloat16)
     return nullcontext()
 

@@ -396,7 +396,7 @@ class TestWorker:
             assert context.events.empty()
         (trials,) = trials_of(spec).values()
         assert [(t.state, t.user_attrs["reason"]) for t in trials] == [(TrialState.FAIL, "interrupted")]
-        assert events[0]["ended"] == 0
+        assert events[0]["done"] == 0
 
     @pytest.mark.parametrize("limit", [45.0, 61.0])
     def test_a_budget_of_mbu_ends_a_cell_and_a_resumed_one_starts_nothing(

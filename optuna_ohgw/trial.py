@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ COLUMNS = (
     "val_accuracy",
 )
 _FLUSH_SECONDS = 5.0
+log = logging.getLogger("optuna_ohgw.trial")
 
 
 @dataclass
@@ -167,6 +169,13 @@ def run_trial(
         if not (math.isfinite(train_loss) and math.isfinite(evaluation.loss)):
             losses = f"training loss {train_loss:.3g}, validation loss {evaluation.loss:.3g}"
             _prune(trial, curve, f"diverged in epoch {epoch + 1}: {losses}")
+        log.debug(
+            "configuration %d epoch %d: training loss %.4f, validation accuracy %.4f",
+            config_index,
+            epoch + 1,
+            train_loss,
+            evaluation.accuracy,
+        )
         best.offer(state, evaluation)
         last = epoch + 1 == spec.task.epochs
         if last or epoch + 1 in rungs or time.monotonic() - flushed > _FLUSH_SECONDS:

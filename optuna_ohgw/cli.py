@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from optuna.storages import BaseStorage
     from rich.console import Console
 
+    from optuna_ohgw.evidence import Evidence
     from optuna_ohgw.spec import StudySpec
 
 app = typer.Typer(
@@ -56,7 +56,21 @@ def run(
         raise typer.Exit(130) from None
     if not ran:
         console.print(f"{spec.name} is finished; nothing was left to do")
-    _show(spec, _again(study, overrides, smoke), console)
+    from optuna_ohgw.report import report_study
+    from optuna_ohgw.show import print_lines, print_summary
+
+    page, files = report_study(_existing(spec), spec, study, smoke=smoke)
+    again = _again(study, overrides, smoke)
+    print_summary(page.evidence, console)
+    look = (
+        "",
+        "Look further:",
+        f"  {files[0]}",
+        f"  optuna-ohgw dashboard {again}",
+        f"  optuna-ohgw status {again} --check-pairing",
+        f"  {spec.folder}/VARIATION/seed-NNNN: best weights, learning curve, spec and logs",
+    )
+    print_lines(look, console)
 
 
 @app.command()
@@ -70,23 +84,77 @@ def status(
     ] = False,
 ) -> None:
     """Show how far a study is."""
-    from optuna_ohgw.cells import cells_of, check_cells, open_storage
-    from optuna_ohgw.errors import UserError
+    from optuna_ohgw.records import read_records
+    from optuna_ohgw.show import print_status
 
     spec = _load(study, overrides, smoke)
-    storage = open_storage(spec.storage_url, create=False)
-    if not check_cells(storage, spec):
-        raise UserError(
-            f"storage: {spec.storage_url} holds no cell of {spec.name!r}; start it with 'optuna-ohgw run'"
-        )
-    console = _console()
-    _show_status(spec, storage, cells_of(spec), console)
+    storage, console = _existing(spec), _console()
+    print_status(read_records(storage, spec), console)
     if check_pairing:
         from optuna_ohgw.pairing import check_pairing as check
 
         report = check(storage, spec)
         console.print(report.text())
         raise typer.Exit(0 if report.intact else 1)
+
+
+@app.command()
+def report(
+    study: StudyFile,
+    overrides: Overrides = None,
+    smoke: Smoke = False,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Export every figure for a paper, too.")] = False,
+) -> None:
+    """Write what a study shows: HTML, JSON, parquet, CSV, LaTeX; also while it runs."""
+    from optuna_ohgw.report import report_study
+    from optuna_ohgw.show import print_lines, print_summary
+
+    spec, console = _load(study, overrides, smoke), _console()
+    page, files = report_study(_existing(spec), spec, study, smoke=smoke, pdf=pdf)
+    print_summary(page.evidence, console)
+    print_lines(["", *map(str, files)], console)
+
+
+@app.command()
+def dashboard(
+    study: StudyFile,
+    overrides: Overrides = None,
+    smoke: Smoke = False,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.", min=1, max=65535)] = 8080,
+) -> None:
+    """Open optuna-dashboard on a study, with the report's figures attached; also while it runs."""
+    from optuna_ohgw import dashboard as boards
+    from optuna_ohgw.report import markdown, open_page
+    from optuna_ohgw.show import print_lines
+
+    spec, console = _load(study, overrides, smoke), _console()
+    storage = _existing(spec)
+    boards.check_port(port)
+
+    def attach() -> None:
+        page = open_page(storage, spec, study, smoke=smoke)
+        boards.attach(storage, spec, page.cell_figures(), page.figures, markdown(page))
+
+    attach()
+    print_lines(
+        [f"http://127.0.0.1:{port}/dashboard/ (Ctrl-C ends it); the verdict is in {spec.name}/summary"],
+        console,
+    )
+    boards.serve(storage, "127.0.0.1", port, attach)
+
+
+@app.command()
+def compare(
+    studies: Annotated[list[Path], typer.Argument(help="Two or more study files.", show_default=False)],
+    smoke: Smoke = False,
+) -> None:
+    """Show the published criteria over several studies."""
+    from optuna_ohgw.errors import UserError
+    from optuna_ohgw.show import print_comparison
+
+    if len(studies) < 2:
+        raise UserError(f"compare: got {len(studies)} study file; name two or more")
+    print_comparison([_evidence(study, None, smoke) for study in studies], _console())
 
 
 @app.command()
@@ -137,100 +205,23 @@ def _load(study: Path, overrides: list[str] | None, smoke: bool) -> StudySpec:
     return load_spec(study, tuple(overrides or ()), smoke=smoke)
 
 
-def _show(spec: StudySpec, arguments: str, console: Console) -> None:
-    from optuna_ohgw import metrics, records
-    from optuna_ohgw.cells import cells_of, open_storage
-    from optuna_ohgw.reading import hide_passwords
+def _evidence(study: Path, overrides: list[str] | None, smoke: bool) -> Evidence:
+    from optuna_ohgw.evidence import gather
 
-    storage, cells = open_storage(spec.storage_url, create=False), cells_of(spec)
-    epochs = records.epochs_table(storage, cells)
-    pilot = metrics.pilot_target(epochs)
-    targets = list(spec.targets) + ([pilot] if pilot is not None else [])
-    table = metrics.summary(
-        epochs, records.trials_table(storage, cells), records.finals_table(storage, cells), targets
-    )
-    _print_summary(spec, table, targets, pilot, console)
-    lines = (
-        "\nLook further:",
-        f"  optuna-ohgw status {arguments} --check-pairing",
-        f"  optuna-dashboard {shlex.quote(spec.storage_url)}",
-        f"  {spec.folder}/VARIATION/seed-NNNN: best weights, learning curve, spec and logs",
-    )
-    for line in lines:
-        console.print(hide_passwords(line), highlight=False, markup=False, soft_wrap=True)
+    spec = _load(study, overrides, smoke)
+    return gather(_existing(spec), spec, study)
 
 
-def _print_summary(
-    spec: StudySpec, table: pd.DataFrame, targets: list[float], pilot: float | None, console: Console
-) -> None:
-    from rich import box
-    from rich.table import Table
+def _existing(spec: StudySpec) -> BaseStorage:
+    from optuna_ohgw.cells import check_cells, open_storage
+    from optuna_ohgw.errors import UserError
 
-    from optuna_ohgw.sampler import HISTORY_FREE
-
-    pairing = "paired" if spec.sampler in HISTORY_FREE else "seed-paired only"
-    shown = Table(
-        title=f"{spec.name}: medians over {len(spec.seeds)} {pairing} seeds",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    shown.add_column("variation", no_wrap=True)
-    for target in targets:
-        star = "*" if target == pilot else ""
-        shown.add_column(f"T@τ{star} (mbu)\nτ{star}={target:.4g}", justify="right", no_wrap=True)
-    for name in ("best\nvalid.", "\ntest", "warm\nmbu", "start\nsec.", "\npruned"):
-        shown.add_column(name, justify="right", no_wrap=True)
-    for row in table.to_dict("records"):
-        cells = [_time(row[f"T@{t}"], row[f"reached@{t}"], row["cells"]) for t in targets]
-        failed = f", {row['failed']} failed" if row["failed"] else ""
-        shown.add_row(
-            row["variation"],
-            *cells,
-            f"{row['validation']:.4f}",
-            "-" if math.isnan(row["test"]) else f"{row['test']:.4f}",
-            f"{row['overhead']:.1%}",
-            f"{row['overhead_s']:.1%}",
-            f"{row['pruned']}/{row['trials']}{failed}",
+    storage = open_storage(spec.storage_url, create=False)
+    if not check_cells(storage, spec):
+        raise UserError(
+            f"storage: {spec.storage_url} holds no cell of {spec.name!r}; start it with 'optuna-ohgw run'"
         )
-    console.print(shown)
-    console.print(
-        "T@τ: mini-batch units until a cell first reaches τ, median (seeds that did / seeds);\n"
-        "-: half or more did not. Warm start: its cost over that of training, in mbu and in seconds."
-    )
-    if pilot is not None:
-        console.print("τ*: the highest target that at least 90% of the pilot's seeds reach.")
-
-
-def _time(value: float, reached: int, cells: int) -> str:
-    text = "-" if math.isinf(value) else f"{value:,.0f}"
-    return f"{text} ({reached}/{cells})"
-
-
-def _show_status(spec: StudySpec, storage: Any, cells: list[Any], console: Console) -> None:
-    from rich import box
-    from rich.table import Table
-
-    from optuna_ohgw import records
-
-    trials = records.trials_table(storage, cells)
-    finals = records.finals_table(storage, cells)
-    shown = Table(title=spec.name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("cell", "running", "complete", "pruned", "failed", "best", "test"):
-        shown.add_column(name, justify="left" if name == "cell" else "right")
-    for cell in cells:
-        variation = "pilot" if cell.pilot else cell.variation
-        mine = (
-            trials[(trials["variation"] == variation) & (trials["seed"] == cell.seed)]
-            if len(trials)
-            else trials
-        )
-        final = finals[(finals["variation"] == variation) & (finals["seed"] == cell.seed)]
-        counts = mine["state"].value_counts() if len(mine) else {}
-        done = [f"{final[c].iloc[0]:.4f}" if len(final) else "-" for c in ("val_accuracy", "test_accuracy")]
-        numbers = [str(counts.get(state, 0)) for state in ("RUNNING", "COMPLETE", "PRUNED", "FAIL")]
-        shown.add_row(cell.label, *numbers, *done)
-    console.print(shown)
+    return storage
 
 
 def _console(*, quiet: bool = False) -> Console:

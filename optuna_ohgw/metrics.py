@@ -1,93 +1,194 @@
-"""What a cell achieved: time to target, best value, overhead. Tables in, tables out."""
+"""What a cell achieved and what it cost: time to target, area under its curve, overhead."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 
+from optuna_ohgw.records import PILOT, Records
 
-def cell_curve(epochs: pd.DataFrame) -> pd.DataFrame:
-    """Return a cell's epochs in order of wall time with its budget so far.
+CELL = ["variation", "seed"]
+BUDGETS = ("mbu", "device_s", "wall_s")
 
-    Args:
-        epochs: Rows of one cell from ``records.epochs_table``.
+
+def curves(records: Records) -> pd.DataFrame:
+    """Return every cell's epochs in order of wall time with its budget so far.
+
+    Trials that are trained again are left out, pilots and running trials are not.
 
     Returns:
-        The rows with ``cell_mbu`` (cumulative over all trials, warm starts included) and ``best``
-        (highest validation accuracy so far).
+        The steps with ``cell_mbu`` (mini-batch units over all trials, warm starts included),
+        ``cell_device_s`` (seconds of training, warm starts and evaluation), ``cell_wall_s``
+        (seconds in which the cell had a trial at work) and ``best`` (highest validation accuracy
+        so far, NaN before the first).
     """
-    table = epochs.sort_values("wall", kind="stable").copy()
-    spent = table.groupby("trial")["mbu"].diff().fillna(table["mbu"])
-    table["cell_mbu"] = spent.cumsum()
-    table["best"] = table["val_accuracy"].cummax()
+    steps = records.steps
+    table = steps[steps["counted"]].sort_values([*CELL, "wall"], kind="stable", ignore_index=True)
+    spent = table.groupby([*CELL, "trial"])["mbu"].diff().fillna(table["mbu"])
+    device = table[["train_s", "warm_s", "eval_s"]].fillna(0.0).sum(axis=1)
+    keys = [table[key] for key in CELL]
+    table["cell_mbu"] = spent.groupby(keys).cumsum()
+    table["cell_device_s"] = device.groupby(keys).cumsum()
+    table["cell_wall_s"] = _active(table, records.trials)
+    table["best"] = table.groupby(CELL)["val_accuracy"].cummax()
+    table["best"] = table.groupby(CELL)["best"].ffill()
     return table
 
 
-def time_to_target(epochs: pd.DataFrame, target: float) -> float:
-    """Return T@τ of a cell in mbu; infinity if the target was not reached (censored)."""
-    curve = cell_curve(epochs)
-    reached = curve.loc[curve["val_accuracy"] >= target, "cell_mbu"]
-    return float(reached.iloc[0]) if len(reached) else math.inf
+def times(table: pd.DataFrame, records: Records, targets: list[float]) -> pd.DataFrame:
+    """Return T@τ of every cell that is in the storage, pilots left out.
+
+    Args:
+        table: What ``curves`` returns.
+        records: The study.
+        targets: Validation accuracies, fractions.
+
+    Returns:
+        One row a cell and target: ``variation``, ``seed``, ``target``, ``reached``, T@τ as ``mbu``,
+        ``device_s`` and ``wall_s`` (infinite where it was not reached: censored), and
+        ``budget_mbu``, ``budget_device_s``, ``budget_wall_s``: what the cell spent, at which it is censored.
+    """
+    cells = records.cells
+    own = cells.loc[cells["exists"] & (cells["variation"] != PILOT), CELL]
+    columns = [f"cell_{b}" for b in BUDGETS]
+    spent = table.groupby(CELL)[columns].max().rename(columns=dict(zip(columns, BUDGETS, strict=True)))
+    budgets = own.join(spent.add_prefix("budget_"), on=CELL).fillna(0.0)
+    parts = []
+    for target in targets:
+        first = table[table["val_accuracy"] >= target].groupby(CELL)[columns].first()
+        first.columns = pd.Index(BUDGETS)
+        part = budgets.join(first, on=CELL)
+        part.insert(2, "target", target)
+        part.insert(3, "reached", part["mbu"].notna())
+        parts.append(part.fillna(dict.fromkeys(BUDGETS, math.inf)))
+    order = [*CELL, "target", "reached", *BUDGETS, *(f"budget_{b}" for b in BUDGETS)]
+    if not parts:
+        return pd.DataFrame(columns=order)
+    return pd.concat(parts, ignore_index=True)[order]
 
 
-def pilot_target(epochs: pd.DataFrame, share: float = 0.9) -> float | None:
+def pilot_target(table: pd.DataFrame, records: Records, share: float = 0.9) -> float | None:
     """Return τ*: the highest target that at least ``share`` of the pilot seeds reach.
 
     Args:
-        epochs: Rows from ``records.epochs_table``; those of the variation ``pilot`` count.
+        table: What ``curves`` returns.
+        records: The study; all its pilots must be finished, so that τ* does not change later.
         share: Share of the seeds that must reach it.
 
     Returns:
-        A validation accuracy, or None without pilot rows or where too few seeds have any accuracy.
+        A validation accuracy, or None without pilots, while they run, or where too few seeds have
+        any accuracy.
     """
-    best = epochs.loc[epochs["variation"] == "pilot"].groupby("seed")["val_accuracy"].max()
-    if best.empty:
+    pilots = records.cells[records.cells["variation"] == PILOT]
+    if pilots.empty or not pilots["finished"].all():
         return None
+    best = table[table["variation"] == PILOT].groupby("seed")["best"].max().reindex(pilots["seed"])
     needed = math.ceil(share * len(best) - 1e-9)
     target = float(best.sort_values(ascending=False, na_position="last").iloc[needed - 1])
     return None if math.isnan(target) else target
 
 
-def summary(
-    epochs: pd.DataFrame, trials: pd.DataFrame, finals: pd.DataFrame, targets: list[float]
-) -> pd.DataFrame:
-    """Return one row a variation.
+def cell_metrics(table: pd.DataFrame, records: Records) -> pd.DataFrame:
+    """Return one row a cell that has an epoch, pilots left out.
 
-    Columns: ``cells``; for each target ``T@τ`` the median over seeds in mbu (infinity when half
-    or more of the cells did not reach it) and ``reached@τ`` the number that did; medians of
-    ``validation`` and ``test`` (fractions; a cell without any counts as the worst);
-    ``overhead``: mbu of warm starts over those of training, and ``overhead_s``: seconds of warm
-    starts over those of training and evaluation, pooled over cells; ``pruned`` and ``failed``
-    trials, and ``trials``, those that ended otherwise.
+    Columns: ``finished``; ``best_val``, ``final_test`` (fractions); ``auc_mbu``, the mean of the
+    best value so far over [0, C], with nothing found counted as 0 and C the smallest budget of the
+    seed's cells; ``spent_mbu``, ``spent_device_s``, ``spent_wall_s``; ``epochs``; ``overhead_mbu``,
+    ``overhead_flops`` (warm starts over training) and ``overhead_s`` (over training and evaluation);
+    ``mbu_per_epoch``, ``device_s_per_epoch``, ``flops_per_epoch`` (warm starts included);
+    ``peak_ram``, ``peak_vram``, ``peak_nvml`` (bytes); numbers of ``trials``, ``pruned``, ``failed``.
     """
+    own, trials = table[table["variation"] != PILOT], _counted(records.trials)
+    grouped = own.groupby(CELL)
+    cells = pd.DataFrame(
+        {
+            "best_val": grouped["val_accuracy"].max(),
+            "spent_mbu": grouped["cell_mbu"].max(),
+            "spent_device_s": grouped["cell_device_s"].max(),
+            "spent_wall_s": grouped["cell_wall_s"].max(),
+            "epochs": grouped.size(),
+        }
+    ).reset_index()
+    seconds = grouped[["train_s", "warm_s", "eval_s"]].sum()
+    # Warm starts of trials that ended before their first epoch are in no curve.
+    warm = trials[trials["epochs"] > 0].groupby(CELL)["warm_mbu"].sum()
+    flops = _flops(trials)
+    memory = trials.groupby(CELL)[["ram_bytes", "vram_bytes", "nvml_bytes"]].max()
+    memory.columns = pd.Index(["peak_ram", "peak_vram", "peak_nvml"])
+    cells = cells.join(seconds, on=CELL).join(warm, on=CELL).join(flops, on=CELL).join(memory, on=CELL)
+    cells["overhead_mbu"] = cells["warm_mbu"] / (cells["spent_mbu"] - cells["warm_mbu"])
+    cells["overhead_s"] = cells["warm_s"] / (cells["train_s"] + cells["eval_s"])
+    cells["overhead_flops"] = cells["flops_warm"] / cells["flops_train"]
+    cells["mbu_per_epoch"] = cells["spent_mbu"] / cells["epochs"]
+    cells["device_s_per_epoch"] = cells["spent_device_s"] / cells["epochs"]
+    cells["flops_per_epoch"] = (cells["flops_train"] + cells["flops_warm"]) / cells["epochs"]
+    cells = cells.merge(_areas(own, cells), on=CELL, how="left")
+    counts = records.cells.rename(columns={"ended": "trials"})
+    cells = cells.merge(counts[[*CELL, "finished", "final_test", "trials", "pruned", "failed"]], on=CELL)
+    order = [
+        *CELL,
+        "finished",
+        "best_val",
+        "final_test",
+        "auc_mbu",
+        "spent_mbu",
+        "spent_device_s",
+        "spent_wall_s",
+        "epochs",
+        "overhead_mbu",
+        "overhead_s",
+        "overhead_flops",
+        "mbu_per_epoch",
+        "device_s_per_epoch",
+        "flops_per_epoch",
+        "peak_ram",
+        "peak_vram",
+        "peak_nvml",
+        "trials",
+        "pruned",
+        "failed",
+    ]
+    return cells[order]
+
+
+def _counted(trials: pd.DataFrame) -> pd.DataFrame:
+    return trials[trials["counted"]]
+
+
+def _active(table: pd.DataFrame, trials: pd.DataFrame) -> pd.Series:
+    """Return the seconds until each epoch in which its cell had a trial at work, without pauses."""
+    active = pd.Series(np.nan, index=table.index)
+    counted = _counted(trials)
+    spans = dict(tuple(counted.groupby(CELL)[["start", "end"]]))
+    for key, epochs in table.groupby(CELL):
+        wall = epochs["wall"].to_numpy()
+        own = spans[key].dropna(subset=["start"]).sort_values("start").to_numpy()
+        total, reached = np.zeros(len(wall)), -math.inf
+        for start, end in own:
+            # The last epoch's clock may be read a little after the start of the next trial.
+            last = wall.max() if math.isnan(end) else end
+            total += np.clip(wall, max(start, reached), max(last, reached, start)) - max(start, reached)
+            reached = max(reached, last)
+        active.loc[epochs.index] = total
+    return active
+
+
+def _flops(trials: pd.DataFrame) -> pd.DataFrame:
+    flops = trials[[*CELL]].copy()
+    flops["flops_train"] = trials["flops_batch"] * trials["batches_per_epoch"] * trials["epochs"]
+    flops["flops_warm"] = trials["flops_warm"] * trials["warm_starts"]
+    return flops[trials["epochs"] > 0].groupby(CELL).sum(min_count=1)
+
+
+def _areas(own: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    shared = cells.groupby("seed")["spent_mbu"].min().to_dict()
     rows = []
-    for variation, own in epochs.groupby("variation", sort=False):
-        if variation == "pilot":
-            continue
-        final = finals[finals["variation"] == variation]
-        mine = trials[trials["variation"] == variation]
-        # A cell whose trials all failed has no epochs, and reached nothing.
-        cells = [own[own["seed"] == seed] for seed in sorted({*own["seed"], *mine["seed"]})]
-        ended = own.groupby(["seed", "trial"])[["mbu", "warm_mbu"]].max().sum()
-        seconds = own[["train_s", "warm_s", "eval_s"]].sum()
-        row: dict[str, object] = {"variation": variation, "cells": len(cells)}
-        for target in targets:
-            times = pd.Series([time_to_target(cell, target) for cell in cells])
-            row[f"T@{target}"] = _median(times)
-            row[f"reached@{target}"] = int((times < math.inf).sum())
-        row["validation"] = _median(pd.Series([c["val_accuracy"].max() for c in cells]))
-        row["test"] = _median(final["test_accuracy"]) if len(final) else math.nan
-        row["overhead"] = float(ended["warm_mbu"] / (ended["mbu"] - ended["warm_mbu"]))
-        row["overhead_s"] = float(seconds["warm_s"] / (seconds["train_s"] + seconds["eval_s"]))
-        row["pruned"] = int((mine["state"] == "PRUNED").sum())
-        row["trials"] = int(mine["state"].isin(["COMPLETE", "PRUNED"]).sum())
-        row["failed"] = int(((mine["state"] == "FAIL") & (mine["reason"] != "interrupted")).sum())
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _median(values: pd.Series) -> float:
-    ordered = values.sort_values(na_position="first").to_list()
-    middle = (len(ordered) - 1) / 2
-    return (ordered[math.floor(middle)] + ordered[math.ceil(middle)]) / 2 if ordered else math.nan
+    for (variation, seed), epochs in own.groupby(CELL):
+        limit = shared[seed]
+        edges = np.clip(np.append(epochs["cell_mbu"].to_numpy(), limit), None, limit)
+        # From its epoch's end a value holds until the next epoch's.
+        area = float(np.sum(np.diff(edges) * epochs["best"].fillna(0.0).to_numpy()))
+        rows.append((variation, seed, area / limit if limit > 0 else math.nan))
+    return pd.DataFrame(rows, columns=[*CELL, "auc_mbu"])

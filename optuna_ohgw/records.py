@@ -1,109 +1,241 @@
-"""Storage to one tidy table; the only bridge between running and analysis."""
+"""Storage to tidy tables in one pass; the only bridge between running and analysis."""
 
 from __future__ import annotations
 
+import datetime
+import math
+from dataclasses import dataclass
 from typing import Any
 
-import optuna
 import pandas as pd
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
-from optuna_ohgw.cells import Cell, config_index
+from optuna_ohgw.cells import Cell, cells_of, config_index
 from optuna_ohgw.pruner import is_interrupted
+from optuna_ohgw.spec import StudySpec
 
+PILOT = "pilot"
 EPOCH_COLUMNS = ["mbu", "wall", "train_s", "warm_s", "eval_s", "train_loss", "val_loss", "val_accuracy"]
-_TRIAL_COLUMNS = [
+STEP_COLUMNS = [
+    "variation",
+    "seed",
+    "trial",
+    "config_index",
+    "state",
+    "counted",
+    "epoch",
+    *EPOCH_COLUMNS,
+]
+CELL_COLUMNS = [
+    "variation",
+    "seed",
+    "exists",
+    "finished",
+    "ended",
+    "running",
+    "pruned",
+    "failed",
+    "final_val",
+    "final_test",
+    "final_test_loss",
+    "final_trial",
+    "reason",
+]
+# Of empty tables too, so that they can be joined.
+_KEY_TYPES = {"variation": object, "seed": int, "trial": int, "config_index": int, "counted": bool}
+
+
+@dataclass(frozen=True)
+class Records:
+    """All that a storage holds of a study, as tables.
+
+    Attributes:
+        spec: The study.
+        cells: One row a cell that the spec names, pilots included (``variation`` is ``pilot``):
+            ``exists``, ``finished`` (its final training is done), numbers of trials ``ended``,
+            ``running``, ``pruned`` and ``failed`` (interrupted ones, trained again, in none of
+            them), ``final_val``, ``final_test`` (fractions), ``final_test_loss`` (nats),
+            ``final_trial`` and ``reason`` (of the last failure).
+        trials: One row a trial, whatever its state; see ``docs/analysis.md`` for the columns.
+        steps: One row an epoch of every trial, running and interrupted ones included:
+            ``counted`` is False for those that are trained again.
+        environment: Versions and device that the study was started with.
+    """
+
+    spec: StudySpec
+    cells: pd.DataFrame
+    trials: pd.DataFrame
+    steps: pd.DataFrame
+    environment: dict[str, Any]
+
+    def tidy(self) -> pd.DataFrame:
+        """Return the whole record, one row a variation × seed × trial × epoch.
+
+        A trial without an epoch has one row, with none in the epoch's columns.
+        """
+        keys = ["variation", "seed", "trial"]
+        shared = ["config_index", "state", "counted"]
+        epochs = self.steps.drop(columns=shared)
+        whole = {c: f"trial_{c}" for c in ("train_s", "warm_s", "eval_s")}
+        return self.trials.rename(columns=whole).merge(epochs, on=keys, how="left")
+
+
+def read_records(storage: BaseStorage, spec: StudySpec) -> Records:
+    """Return the tables of a study, whatever of it is there.
+
+    Every cell's trials are read once, without copies.
+    """
+    known = {s.study_name: s for s in storage.get_all_studies()}
+    cells: list[dict[str, Any]] = []
+    trials: list[dict[str, Any]] = []
+    steps: dict[str, list[Any]] = {column: [] for column in STEP_COLUMNS}
+    environment: dict[str, Any] = {}
+    for cell in cells_of(spec):
+        name = PILOT if cell.pilot else cell.variation
+        found = known.get(cell.name)
+        frozen = [] if found is None else storage.get_all_trials(found._study_id, deepcopy=False)
+        attributes = {} if found is None else found.user_attrs
+        environment = environment or attributes.get("environment", {})
+        rows = [_trial_row(trial, frozen, name, cell, spec) for trial in frozen]
+        for trial, row in zip(frozen, rows, strict=True):
+            _add_steps(steps, trial, row)
+        cells.append(_cell_row(name, cell, rows, attributes, exists=found is not None))
+        trials.extend(rows)
+    return Records(
+        spec,
+        pd.DataFrame(cells, columns=CELL_COLUMNS),
+        pd.DataFrame(trials, columns=_trial_columns(spec)).astype(_KEY_TYPES),
+        pd.DataFrame(steps, columns=STEP_COLUMNS).astype(_KEY_TYPES | dict.fromkeys(EPOCH_COLUMNS, float)),
+        environment,
+    )
+
+
+def _cell_row(
+    name: str, cell: Cell, rows: list[dict[str, Any]], attributes: dict[str, Any], *, exists: bool
+) -> dict[str, Any]:
+    final = attributes.get("final") or {}
+    failures = [row["reason"] for row in rows if row["state"] == "FAIL" and row["counted"]]
+    states = [row["state"] for row in rows if row["counted"]]
+    return {
+        "variation": name,
+        "seed": cell.seed,
+        "exists": exists,
+        "finished": bool(final),
+        "ended": sum(state in ("COMPLETE", "PRUNED", "FAIL") for state in states),
+        "running": states.count("RUNNING"),
+        "pruned": states.count("PRUNED"),
+        "failed": len(failures),
+        "final_val": _number(final.get("val_accuracy")),
+        "final_test": _number(final.get("test_accuracy")),
+        "final_test_loss": _number(final.get("test_loss")),
+        "final_trial": _number(final.get("trial")),
+        "reason": failures[-1] if failures else None,
+    }
+
+
+_PLAIN_COLUMNS = [
     "variation",
     "seed",
     "trial",
     "config_index",
     "state",
     "reason",
-    "warm_mbu",
+    "counted",
+    "start",
+    "end",
+    "worker",
+    "device",
+    "epochs",
+    "batches_per_epoch",
+    "train_s",
     "warm_s",
+    "eval_s",
+    "warm_mbu",
+    "best",
+    "last",
+    "warm_starts",
     "no_step",
+    "clipped",
+    "coarse",
+    "gradient_norm",
+    "flops_batch",
+    "flops_warm",
+    "ram_bytes",
+    "vram_bytes",
+    "nvml_bytes",
 ]
+_KINDS = ("suggested", "trained", "gradient", "step")
 
 
-def epochs_table(storage: BaseStorage, cells: list[Cell]) -> pd.DataFrame:
-    """Return one row an epoch of every ended trial of the cells that exist.
-
-    Columns: ``variation`` (``pilot`` for pilots), ``seed``, ``trial``, ``config_index``, ``state``,
-    ``epoch`` (from 1), ``mbu`` (cumulative in the trial, warm starts included), ``wall`` (Unix
-    seconds), ``train_s``, ``warm_s``, ``eval_s`` (seconds of the epoch), ``train_loss``,
-    ``val_loss`` (nats), ``val_accuracy`` (fraction), ``warm_mbu`` (the trial's warm starts).
-    Interrupted trials, which are trained again, are left out.
-    """
-    rows: list[pd.DataFrame] = []
-    for cell, study in _studies(storage, cells):
-        trials = study.get_trials(deepcopy=False)
-        for trial in trials:
-            curve = trial.user_attrs.get("curve")
-            if not curve or is_interrupted(trial) or not trial.state.is_finished():
-                continue
-            table = pd.DataFrame(curve, columns=EPOCH_COLUMNS, dtype=float)
-            table.insert(0, "epoch", range(1, len(table) + 1))
-            table.insert(0, "state", trial.state.name)
-            table.insert(0, "config_index", config_index(trial, trials))
-            table.insert(0, "trial", trial.number)
-            table.insert(0, "seed", cell.seed)
-            table.insert(0, "variation", "pilot" if cell.pilot else cell.variation)
-            table["warm_mbu"] = warm_mbu(trial)
-            rows.append(table)
-    columns = ["variation", "seed", "trial", "config_index", "state", "epoch", *EPOCH_COLUMNS, "warm_mbu"]
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)
+def _trial_columns(spec: StudySpec) -> list[str]:
+    return [*_PLAIN_COLUMNS, *(f"{kind}_{name}" for name in spec.ranges for kind in _KINDS)]
 
 
-def trials_table(storage: BaseStorage, cells: list[Cell]) -> pd.DataFrame:
-    """Return one row a trial of the cells that exist, whatever its state.
+def _trial_row(
+    trial: FrozenTrial, trials: list[FrozenTrial], name: str, cell: Cell, spec: StudySpec
+) -> dict[str, Any]:
+    attributes = trial.user_attrs
+    records = [r for r in attributes.get("ohgw", []) if r]
+    curve = attributes.get("curve") or {}
+    accuracies = [a for a in curve.get("val_accuracy", []) if a is not None]
+    worker = attributes.get("worker") or {}
+    flops, memory = attributes.get("flops") or {}, attributes.get("memory") or {}
+    first = records[0] if records else {}
+    warms = [r for r in records if r.get("rule")]
+    methods = [m for r in warms for m in (r.get("methods") or {}).items()]
+    row: dict[str, Any] = {
+        "variation": name,
+        "seed": cell.seed,
+        "trial": trial.number,
+        "config_index": config_index(trial, trials),
+        "state": trial.state.name,
+        "reason": attributes.get("reason"),
+        "counted": not is_interrupted(trial) and trial.state != TrialState.WAITING,
+        "start": _unix(trial.datetime_start),
+        "end": _unix(trial.datetime_complete),
+        "worker": f"{worker['host']}:{worker['pid']}" if worker else None,
+        "device": worker.get("device"),
+        "epochs": len(curve.get("mbu", [])),
+        "batches_per_epoch": _number(attributes.get("batches_per_epoch")),
+        **{c: sum(filter(None, curve.get(c, []))) for c in ("train_s", "warm_s", "eval_s")},
+        "warm_mbu": float(sum(r["cost_mbu"] for r in records)),
+        "best": max(accuracies, default=math.nan),
+        "last": accuracies[-1] if accuracies else math.nan,
+        "warm_starts": len(warms),
+        "no_step": next((r["reason"] for r in records if r.get("reason")), None),
+        "clipped": ",".join(sorted({n for r in warms for n in r.get("at_bound", [])})),
+        "coarse": ",".join(sorted({n for n, how in methods if how == "finite-difference"})),
+        "gradient_norm": _norm(first.get("gradient")),
+        "flops_batch": _number(flops.get("batch")),
+        "flops_warm": _number(flops.get("warm")),
+        **{f"{kind}_bytes": _number(memory.get(kind)) for kind in ("ram", "vram", "nvml")},
+    }
+    for parameter in spec.ranges:
+        for kind in _KINDS:
+            row[f"{kind}_{parameter}"] = _number((first.get(kind) or {}).get(parameter))
+    return row
 
-    Columns: ``variation``, ``seed``, ``trial``, ``config_index``, ``state``, ``reason`` (why it
-    ended early), ``warm_mbu``, ``warm_s``, ``no_step`` (why a warm start moved nothing).
-    """
-    rows = []
-    for cell, study in _studies(storage, cells):
-        trials = study.get_trials(deepcopy=False)
-        for trial in trials:
-            records = trial.user_attrs.get("ohgw", [])
-            rows.append(
-                {
-                    "variation": "pilot" if cell.pilot else cell.variation,
-                    "seed": cell.seed,
-                    "trial": trial.number,
-                    "config_index": config_index(trial, trials),
-                    "state": trial.state.name,
-                    "reason": trial.user_attrs.get("reason"),
-                    "warm_mbu": warm_mbu(trial),
-                    "warm_s": sum(record.get("seconds", 0.0) for record in records),
-                    "no_step": next((r["reason"] for r in records if r.get("reason")), None),
-                }
-            )
-    return pd.DataFrame(rows, columns=_TRIAL_COLUMNS)
+
+def _add_steps(steps: dict[str, list[Any]], trial: FrozenTrial, row: dict[str, Any]) -> None:
+    curve = trial.user_attrs.get("curve") or {}
+    count = len(curve.get("mbu", []))
+    for column in ("variation", "seed", "trial", "config_index", "state", "counted"):
+        steps[column].extend([row[column]] * count)
+    steps["epoch"].extend(range(1, count + 1))
+    for column in EPOCH_COLUMNS:
+        steps[column].extend(curve.get(column, [None] * count))
 
 
-def finals_table(storage: BaseStorage, cells: list[Cell]) -> pd.DataFrame:
-    """Return one row a finished cell: variation, seed, val_accuracy and test_accuracy (fractions)."""
-    rows = []
-    for cell, study in _studies(storage, cells):
-        final: dict[str, Any] | None = study.user_attrs.get("final")
-        if final is not None:
-            name = "pilot" if cell.pilot else cell.variation
-            rows.append({"variation": name, "seed": cell.seed, **final})
-    return pd.DataFrame(
-        rows, columns=None if rows else ["variation", "seed", "val_accuracy", "test_accuracy"]
-    )
+def _norm(gradient: dict[str, float | None] | None) -> float:
+    if not gradient or any(g is None for g in gradient.values()):
+        return math.nan
+    return math.hypot(*(g for g in gradient.values() if g is not None))
 
 
-def warm_mbu(trial: FrozenTrial) -> float:
-    """Return the cost of a trial's warm starts, in mini-batch units."""
-    return float(sum(record["cost_mbu"] for record in trial.user_attrs.get("ohgw", [])))
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
 
 
-def _studies(storage: BaseStorage, cells: list[Cell]) -> list[tuple[Cell, optuna.Study]]:
-    known = {s.study_name for s in storage.get_all_studies()}
-    return [
-        (cell, optuna.load_study(study_name=cell.name, storage=storage))
-        for cell in cells
-        if cell.name in known
-    ]
+def _unix(time: datetime.datetime | None) -> float:
+    return math.nan if time is None else time.timestamp()

@@ -22,7 +22,7 @@ from pydantic import (
 
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.reading import leaves, merge, read_file, read_override, shown
-from optuna_ohgw.variations import VARIATIONS
+from optuna_ohgw.variations import VARIATIONS, base_of, eta_of, takes_eta
 
 PSI = ("lr", "weight_decay", "momentum", "magnitude", "label_smoothing")
 LIMITS = {
@@ -197,6 +197,8 @@ class StudySpec(_Spec):
     targets: Annotated[tuple[float, ...], Field(min_length=1)]
     budget: BudgetSpec
     execution: ExecutionSpec = ExecutionSpec()
+    beside: tuple[str, ...] = ()
+    tracking: Literal["mlflow", "wandb"] | None = None
     output: str = ""
     storage: str = ""
 
@@ -211,9 +213,7 @@ class StudySpec(_Spec):
     @model_validator(mode="after")
     def _check(self) -> StudySpec:
         _check_space(self.space)
-        for name in self.variations:
-            if name not in VARIATIONS:
-                raise ValueError(f"variations: {name!r} is unknown{_nearest(name, VARIATIONS)}")
+        _check_variations(self.variations, self.warm_start.eta_h)
         for field in ("variations", "seeds", "pilot_seeds", "targets"):
             values = getattr(self, field)
             if len(set(values)) < len(values):
@@ -269,8 +269,9 @@ class StudySpec(_Spec):
 
     def identity(self) -> dict[str, Any]:
         """Return what a cell's result depends on, JSON-ready; a resumed study must agree in it."""
-        apart = {"variations", "seeds", "pilot_seeds", "targets", "execution", "output", "storage"}
-        return self.model_dump(mode="json", exclude=apart)
+        cells = {"variations", "seeds", "pilot_seeds", "targets"}
+        surroundings = {"execution", "beside", "tracking", "output", "storage"}
+        return self.model_dump(mode="json", exclude=cells | surroundings)
 
 
 def load_spec(path: Path, overrides: tuple[str, ...] = (), *, smoke: bool = False) -> StudySpec:
@@ -289,6 +290,8 @@ def load_spec(path: Path, overrides: tuple[str, ...] = (), *, smoke: bool = Fals
     """
     data = read_file(path)
     light = data.pop("smoke", None) or {}
+    if isinstance(data.get("beside"), list):
+        data["beside"] = [str(path.parent / b) if isinstance(b, str) else b for b in data["beside"]]
     if smoke:
         if not isinstance(light, dict):
             raise UserError(f"{path}: smoke: got {shown(light)}; give a mapping of changes")
@@ -336,6 +339,26 @@ def _check_space(space: dict[str, RangeSpec | ChoiceSpec | float]) -> None:
         if ends[0] < low or ends[1] > high or (name == "momentum" and ends[1] >= 1):
             limit = f"{high:g}{' (excluded)' if name == 'momentum' else ''}"
             raise ValueError(f"space.{name}: {_shown_entry(entry)} leaves {low:g} to {limit}; keep it inside")
+
+
+def _check_variations(variations: tuple[str, ...], shared: float) -> None:
+    same: dict[tuple[str, float | None], str] = {}
+    for name in variations:
+        base, able = base_of(name), ", ".join(filter(takes_eta, VARIATIONS))
+        if base not in VARIATIONS:
+            raise ValueError(f"variations: {name!r} is unknown{_nearest(base, VARIATIONS)}")
+        try:
+            eta = eta_of(name)
+        except ValueError as error:
+            raise ValueError(f"variations: {error}") from None
+        if eta is not None and not takes_eta(name):
+            raise ValueError(f"variations: {name!r} has no step size eta_h; only {able} have one")
+        key = base, (shared if eta is None else eta) if takes_eta(name) else None
+        if key in same and same[key] != name:
+            raise ValueError(
+                f"variations: {same[key]!r} and {name!r} are the same with eta_h {key[1]:g}; name one of them"
+            )
+        same[key] = name
 
 
 def _shown_entry(entry: RangeSpec | float) -> str:

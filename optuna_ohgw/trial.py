@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
@@ -13,15 +15,19 @@ import optuna
 import torch
 from optuna.distributions import FloatDistribution
 
+from optuna_ohgw.cost import PeakMemory, count_flops
+from optuna_ohgw.space import SearchSpace
 from optuna_ohgw.spec import STRUCTURE, StudySpec
 from optuna_ohgw.suggest import RECORD, ohgw_suggest
 from optuna_ohgw.tasks.base import Evaluation, Task
 from optuna_ohgw.training import TrainState, initial_state, state_loss, train_epoch
-from optuna_ohgw.variations import VARIATIONS
+from optuna_ohgw.variations import VARIATIONS, base_of, eta_of
 from optuna_ohgw.warmstart import WarmStart
 
 CURVE = "curve"
 BATCHES = "batches_per_epoch"
+FLOPS = "flops"
+MEMORY = "memory"
 COLUMNS = (
     "mbu",
     "wall",
@@ -33,6 +39,8 @@ COLUMNS = (
     "val_accuracy",
 )
 _FLUSH_SECONDS = 5.0
+# By what it depends on: a process counts once, trials of other cells and seeds included.
+_flops: dict[str, dict[str, int]] = {}
 log = logging.getLogger("optuna_ohgw.trial")
 
 
@@ -85,12 +93,12 @@ class Stopwatch:
 
 def variation_settings(spec: StudySpec, variation: str) -> WarmStart | None:
     """Return what a variation does before training; None for the baseline."""
-    own = VARIATIONS[variation]
+    own, eta_h = VARIATIONS[base_of(variation)], eta_of(variation)
     if own is None:
         return None
     shared = spec.warm_start.model_dump(exclude={"every_rung", "horizon"})
     shared["freeze"] = tuple(name for name in spec.warm_start.freeze if name in spec.ranges)
-    return WarmStart(**{**shared, **own})
+    return WarmStart(**{**shared, **own, **({} if eta_h is None else {"eta_h": eta_h})})
 
 
 def distributions(spec: StudySpec) -> dict[str, FloatDistribution]:
@@ -103,6 +111,30 @@ def suggest_structure(trial: optuna.trial.BaseTrial, spec: StudySpec) -> dict[st
     fixed = {name: getattr(spec.task, name) for name in STRUCTURE}
     chosen = {n: trial.suggest_categorical(n, list(c.choices)) for n, c in spec.choices.items()}
     return {**fixed, **chosen}
+
+
+def flops(
+    spec: StudySpec, variation: str, structure: dict[str, Any], task: Task, state: TrainState
+) -> dict[str, int]:
+    """Return the FLOPs of a training mini-batch and of the variation's warm start, counted once."""
+    key = json.dumps(
+        [spec.task.model_dump(), spec.warm_start.model_dump(), *spec.ranges, variation, structure]
+    )
+    if key not in _flops:
+        settings, space = variation_settings(spec, variation), SearchSpace(distributions(spec))
+        _flops[key] = count_flops(task, state, space, settings, spec.warm_start.horizon, spec.constants)
+    return _flops[key]
+
+
+@contextmanager
+def recorded_memory(trial: optuna.Trial, device: torch.device) -> Iterator[PeakMemory]:
+    """Record the peak memory of what is done inside, however it ends."""
+    memory = PeakMemory(device)
+    try:
+        with memory:
+            yield memory
+    finally:
+        trial.set_user_attr(MEMORY, memory.peaks)
 
 
 def run_trial(
@@ -118,8 +150,9 @@ def run_trial(
 ) -> Best:
     """Train one trial to the end, or raise ``TrialPruned``; return its best state.
 
-    The trial's attributes keep its streams, its warm starts, its curve and why it ended early. An
-    epoch whose training or validation loss is not finite prunes it, and is not reported.
+    The trial's attributes keep its streams, its warm starts, its curve, its FLOPs and peak memory,
+    and why it ended early. An epoch whose training or validation loss is not finite prunes it, and
+    is not reported.
 
     Args:
         trial: A trial of the cell's study.
@@ -132,61 +165,65 @@ def run_trial(
         spent: Becomes true when the cell's budget is spent (prunes, with the reason).
     """
     settings, space = variation_settings(spec, variation), distributions(spec)
-    task = task_for(suggest_structure(trial, spec))
+    structure = suggest_structure(trial, spec)
+    task = task_for(structure)
     state = initial_state(task, seed, config_index, spec.task.epochs)
     digests = {"weights": state.digest(), "order": task.order_digest(seed, config_index)}
     trial.set_user_attr("streams", {"seed": seed, "config_index": config_index, **digests})
     trial.set_user_attr(BATCHES, task.batches_per_epoch)
+    trial.set_user_attr(FLOPS, flops(spec, variation, structure, task, state))
     rungs = spec.scheduler.rungs(spec.task.epochs)
     warm_epochs = (0, *rungs) if spec.warm_start.every_rung and settings is not None else (0,)
     curve, best, mbu, flushed = Curve(), Best(), 0.0, time.monotonic()
-    watch = Stopwatch(task.device)
-    for epoch in range(spec.task.epochs):
-        if epoch in warm_epochs:
-            rung = warm_epochs.index(epoch)
-            base = replace(state, psi={**spec.constants, **state.psi})
-            loss = state_loss(task, base, rung, spec.warm_start.horizon) if settings else None
-            psi = ohgw_suggest(trial, space, loss, settings, every_rung=rung > 0, seed=seed)
-            state = replace(base, psi={**base.psi, **psi})
-            record = trial.user_attrs[RECORD][-1]
-            mbu += record["cost_mbu"]
-        warm_s = record.get("seconds", 0.0) if epoch in warm_epochs else 0.0
-        watch.lap()
-        state, train_loss = train_epoch(task, state, stop)
-        train_s = watch.lap()
-        evaluation = task.evaluate("validation")
-        mbu += task.batches_per_epoch
-        curve.append(
-            mbu=mbu,
-            wall=time.time(),
-            train_s=train_s,
-            warm_s=warm_s,
-            eval_s=watch.lap(),
-            train_loss=train_loss,
-            val_loss=evaluation.loss,
-            val_accuracy=_accuracy(evaluation),
-        )
-        if not (math.isfinite(train_loss) and math.isfinite(evaluation.loss)):
-            losses = f"training loss {train_loss:.3g}, validation loss {evaluation.loss:.3g}"
-            _prune(trial, curve, f"diverged in epoch {epoch + 1}: {losses}")
-        log.debug(
-            "configuration %d epoch %d: training loss %.4f, validation accuracy %.4f",
-            config_index,
-            epoch + 1,
-            train_loss,
-            evaluation.accuracy,
-        )
-        best.offer(state, evaluation)
-        last = epoch + 1 == spec.task.epochs
-        if last or epoch + 1 in rungs or time.monotonic() - flushed > _FLUSH_SECONDS:
-            trial.set_user_attr(CURVE, curve.columns)
-            flushed = time.monotonic()
-        trial.report(evaluation.accuracy, epoch + 1)
-        if not last and trial.should_prune():
-            _prune(trial, curve, f"stopped by the pruner after epoch {epoch + 1}")
-        if not last and spent():
-            _prune(trial, curve, f"budget of the cell spent after epoch {epoch + 1}")
-    return best
+    with recorded_memory(trial, task.device) as memory:
+        watch = Stopwatch(task.device)
+        for epoch in range(spec.task.epochs):
+            if epoch in warm_epochs:
+                rung = warm_epochs.index(epoch)
+                memory.note()
+                base = replace(state, psi={**spec.constants, **state.psi})
+                loss = state_loss(task, base, rung, spec.warm_start.horizon) if settings else None
+                psi = ohgw_suggest(trial, space, loss, settings, every_rung=rung > 0, seed=seed)
+                state = replace(base, psi={**base.psi, **psi})
+                record = trial.user_attrs[RECORD][-1]
+                mbu += record["cost_mbu"]
+            warm_s = record.get("seconds", 0.0) if epoch in warm_epochs else 0.0
+            watch.lap()
+            state, train_loss = train_epoch(task, state, stop)
+            train_s = watch.lap()
+            evaluation = task.evaluate("validation")
+            mbu += task.batches_per_epoch
+            curve.append(
+                mbu=mbu,
+                wall=time.time(),
+                train_s=train_s,
+                warm_s=warm_s,
+                eval_s=watch.lap(),
+                train_loss=train_loss,
+                val_loss=evaluation.loss,
+                val_accuracy=_accuracy(evaluation),
+            )
+            if not (math.isfinite(train_loss) and math.isfinite(evaluation.loss)):
+                losses = f"training loss {train_loss:.3g}, validation loss {evaluation.loss:.3g}"
+                _prune(trial, curve, f"diverged in epoch {epoch + 1}: {losses}")
+            log.debug(
+                "configuration %d epoch %d: training loss %.4f, validation accuracy %.4f",
+                config_index,
+                epoch + 1,
+                train_loss,
+                evaluation.accuracy,
+            )
+            best.offer(state, evaluation)
+            last = epoch + 1 == spec.task.epochs
+            if last or epoch + 1 in rungs or time.monotonic() - flushed > _FLUSH_SECONDS:
+                trial.set_user_attr(CURVE, curve.columns)
+                flushed = time.monotonic()
+            trial.report(evaluation.accuracy, epoch + 1)
+            if not last and trial.should_prune():
+                _prune(trial, curve, f"stopped by the pruner after epoch {epoch + 1}")
+            if not last and spent():
+                _prune(trial, curve, f"budget of the cell spent after epoch {epoch + 1}")
+        return best
 
 
 def train_final(

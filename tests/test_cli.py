@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -131,6 +132,9 @@ def snapshot(url="sqlite:///runs/small/study.db"):
         ([], ["run", "status", "bench"]),
         (["run"], ["STUDY", "--set", "--smoke", "--quiet", "--verbose"]),
         (["status"], ["STUDY", "--set", "--smoke", "--check-pairing"]),
+        (["report"], ["STUDY", "--set", "--smoke", "--pdf"]),
+        (["dashboard"], ["STUDY", "--set", "--smoke", "--port"]),
+        (["compare"], ["STUDIES", "--smoke"]),
         (["bench"], ["--device", "--repeats"]),
     ],
 )
@@ -463,7 +467,9 @@ def test_run_ends_with_its_table_and_the_way_on(finished):
     assert "asha-baseline/seed-0000 done (1/1 cells)" in done.out
     assert "small: medians over 1 paired seeds" in done.out
     assert "optuna-ohgw status study.yaml --set 'variations=[asha-baseline]' --check-pairing\n" in done.out
-    assert "optuna-dashboard sqlite:///runs/small/study.db\n" in done.out
+    assert "optuna-ohgw dashboard study.yaml --set 'variations=[asha-baseline]'\n" in done.out
+    assert "  runs/small/report/report.html\n" in done.out
+    assert (finished.folder / "runs/small/report/report.html").exists()
 
 
 def test_run_of_a_finished_study_says_so_and_changes_nothing(copy):
@@ -479,6 +485,44 @@ def test_run_of_a_finished_study_says_so_and_changes_nothing(copy):
 def test_quiet_run_of_a_finished_study_says_nothing(copy):
     done = command("run", "study.yaml", *ONE, "--quiet")
     assert (done.status, done.out, done.err) == (0, "", "")
+
+
+def test_report_of_a_finished_study_writes_its_files_and_prints_them(copy):
+    shutil.rmtree("runs/small/report")
+    done = command("report", "study.yaml", *ONE)
+    assert (done.status, done.err) == (0, "")
+    assert "small: medians over 1 paired seeds" in done.out
+    written = sorted(path.name for path in Path("runs/small/report").iterdir())
+    assert written == ["report.html", "summary.json", "table.csv", "table.tex", "trials.parquet"]
+    for name in written:
+        assert f"runs/small/report/{name}\n" in done.out
+
+
+@pytest.mark.parametrize("name", ["report", "dashboard"])
+def test_report_and_dashboard_before_the_first_run_are_one_line_and_make_nothing(place, name):
+    assert "does not exist; start the study with 'optuna-ohgw run' first" in refused(name, "study.yaml")
+    assert held(place) == ["study.yaml"]
+
+
+def test_dashboard_on_a_port_that_is_taken_is_one_line(copy):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        line = refused("dashboard", "study.yaml", *ONE, "--port", str(port))
+    assert line.startswith(f"--port: {port} on 127.0.0.1 cannot be used (")
+
+
+def test_compare_shows_the_criteria_of_each_study(copy):
+    Path("other.yaml").write_text(STUDY)
+    done = command("compare", "study.yaml", "other.yaml")
+    assert (done.status, done.err) == (0, "")
+    assert "small" in done.out
+    assert "asha-ohgw-1step: none of its 1 cells has begun." in done.out
+
+
+def test_compare_of_one_study_is_one_line(place):
+    assert refused("compare", "study.yaml") == "compare: got 1 study file; name two or more"
 
 
 def test_status_counts_the_trials_of_each_cell(copy):

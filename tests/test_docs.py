@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import optuna
 import pytest
+from planted import grown_storage
+
+from optuna_ohgw.cells import open_storage
+from optuna_ohgw.spec import load_spec
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -38,9 +43,19 @@ def test_blocks_of_the_library_page_run_in_order() -> None:
     run(blocks("docs/library.md"))
 
 
+def test_block_of_the_analysis_page_runs_on_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (source,) = blocks("docs/analysis.md")
+    shutil.copytree(ROOT / "studies", tmp_path / "studies")
+    monkeypatch.chdir(tmp_path)
+    spec = load_spec(Path("studies/digits.yaml"))
+    spec.folder.mkdir(parents=True)
+    grown_storage(spec, open_storage(spec.storage_url, create=True), trials=3, epochs=3)
+    assert len(run([source])["compared"]) == 15  # three variations, two with a control, in three budgets
+
+
 @pytest.mark.parametrize("page", sorted(p.name for p in (ROOT / "docs").glob("*.md")))
 def test_other_pages_have_no_block_that_is_not_run(page: str) -> None:
-    assert page == "library.md" or not blocks(f"docs/{page}")
+    assert page in ("library.md", "analysis.md") or not blocks(f"docs/{page}")
 
 
 PAGES = ["README.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]

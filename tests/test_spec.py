@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.reading import hide_passwords, merge, shown
 from optuna_ohgw.spec import LIMITS, PSI, RangeSpec, SchedulerSpec, StudySpec, load_spec
-from optuna_ohgw.variations import VARIATIONS
+from optuna_ohgw.variations import VARIATIONS, takes_eta
 
 STUDY = """\
 name: small
@@ -54,6 +54,22 @@ def refusal(load, *args, **kwargs):
     return message
 
 
+NO_ETA = (
+    "",
+    "x",
+    "0",
+    "0.0",
+    "-1e-3",
+    "+1e-3",
+    ".inf",
+    "inf",
+    "nan",
+    "1e999",
+    "1_0",
+    "1e-3@1e-3",
+    " 1e-3",
+    "1/2",
+)
 # (change, field named, value named): the first part of a message is the file.
 REFUSED = [
     ("epocs=3", "epocs", "3"),
@@ -81,6 +97,13 @@ REFUSED = [
     ("storage=sqlite://", "storage", "sqlite://"),
     ("storage='sqlite:///:memory:'", "storage", "sqlite:///:memory:"),
     ("variations=[asha-ohgw-2step]", "variations", "asha-ohgw-2step"),
+    ("variations=[asha-ohgw-2step@1e-3]", "variations", "asha-ohgw-2step@1e-3"),
+    ("variations=[asha-baseline@1e-3]", "variations", "asha-baseline@1e-3"),
+    ("variations=[asha-ohgw-trust@1e-3]", "variations", "asha-ohgw-trust@1e-3"),
+    *((f"variations=['asha-ohgw-1step@{eta}']", "variations", f"@{eta}") for eta in NO_ETA),
+    ("variations=[asha-ohgw-1step@1e-4, asha-ohgw-1step@0.0001]", "variations", "asha-ohgw-1step@0.0001"),
+    ("variations=[asha-ohgw-1step@1e-4, asha-ohgw-1step@1e-4]", "variations", "asha-ohgw-1step@1e-4"),
+    ("variations=[asha-ohgw-1step, asha-ohgw-1step@1e-3]", "variations", "asha-ohgw-1step@1e-3"),
     ("variations=[]", "variations", "[]"),
     ("variations=asha-baseline", "variations", '"asha-baseline"'),
     ("variations.0=asha-baseline", "variations", '{"0": "asha-baseline"}'),
@@ -178,6 +201,7 @@ def test_refused_value_is_refused_in_a_smoke_section_too(study, change, field):
         ("space.weight_decays=1", "'weight_decay'"),
         ("storge=x", "'storage'"),
         ("variations=[asha-basline]", "'asha-baseline'"),
+        ("variations=[asha-ohgw-1stp@1e-3]", "'asha-ohgw-1step'"),
         ("budget.trial=1", "'trials'"),
         ("space.lr.lows=1", "'low'"),
     ],
@@ -445,6 +469,7 @@ def test_name_given_by_hand_wins_over_the_smoke_name(study):
 
 
 APART = ("variations=[asha-gaussian]", "seeds=[9]", "pilot_seeds=[77]", "targets=[0.1]", "output=elsewhere")
+APART += ("beside=[a.yaml]", "tracking=mlflow")
 APART += ("storage=sqlite:///other.db", "execution={workers: 3, device: cpu, threads: 2}")
 
 
@@ -623,6 +648,20 @@ def test_specs_are_frozen(study, part, field):
 
 def test_every_variation_loads(study):
     assert study(f"variations={json.dumps(list(VARIATIONS))}").variations == tuple(VARIATIONS)
+
+
+def test_variations_with_a_step_size_of_their_own_load(study):
+    names = [f"{v}@3e-4" for v in VARIATIONS if takes_eta(v)]
+    several = [*names, "asha-ohgw-1step", "asha-ohgw-1step@.003", "asha-baseline"]
+    assert study(f"variations={json.dumps(several)}").variations == tuple(several)
+
+
+def test_one_step_size_written_in_two_ways_is_told_with_both(study):
+    message = refusal(study, "variations=[asha-ohgw-1step@1e-4, asha-ohgw-1step@0.00010]")
+    assert "'asha-ohgw-1step@1e-4' and 'asha-ohgw-1step@0.00010' are the same with eta_h 0.0001" in message
+    shared = "warm_start.eta_h=3e-4"
+    assert "are the same" in refusal(study, shared, "variations=[asha-random-warm@3e-4, asha-random-warm]")
+    study(shared, "variations=[asha-random-warm@1e-3, asha-random-warm]")
 
 
 # reading

@@ -12,11 +12,14 @@ import pytest
 from optuna_ohgw.cells import cells_of, open_storage
 from optuna_ohgw.spec import load_spec
 from optuna_ohgw.tasks.models import build_model
-from optuna_ohgw.variations import VARIATIONS
+from optuna_ohgw.variations import VARIATIONS, base_of, eta_of
 
 STUDIES = Path(__file__).parents[1] / "studies"
 FILES = sorted(path.name for path in STUDIES.glob("*.yaml"))
 FOUR = ("asha-baseline", "asha-random-warm", "asha-ohgw-1step", "asha-ohgw-3step")
+SWEEP = (1e-4, 3e-4, 1e-3, 3e-3)
+NOT_SWEPT = [file for file in FILES if not file.endswith("eta_sweep.yaml")]
+SWEPT = sorted(set(FILES) - set(NOT_SWEPT))
 each_file = pytest.mark.parametrize("file", FILES)
 
 
@@ -26,6 +29,7 @@ def load(file, *overrides, smoke=False):
 
 def test_there_are_studies_and_they_are_yaml():
     assert {"cifar10.yaml", "digits.yaml", "smoke.yaml"} <= set(FILES)
+    assert SWEPT == ["cifar10_eta_sweep.yaml", "digits_eta_sweep.yaml"]
     assert [p.name for p in sorted(STUDIES.iterdir())] == FILES
 
 
@@ -34,7 +38,7 @@ def test_file_says_its_own_name(file):
     assert load(file).name == Path(file).stem.replace("_", "-")
 
 
-@each_file
+@pytest.mark.parametrize("file", NOT_SWEPT)
 def test_file_runs_all_four_variations_and_none_unknown(file):
     assert set(FOUR) <= set(load(file).variations) <= set(VARIATIONS)
 
@@ -42,7 +46,35 @@ def test_file_runs_all_four_variations_and_none_unknown(file):
 @each_file
 def test_file_spells_its_variations_out(file):
     text = (STUDIES / file).read_text()
-    assert all(name in text for name in FOUR)
+    assert all(name in text for name in load(file).variations)
+
+
+@pytest.mark.parametrize("file", SWEPT)
+def test_sweep_runs_four_step_sizes_with_baseline_and_control_on_eight_seeds_of_its_own(file):
+    spec = load(file)
+    assert spec.variations[:2] == ("asha-baseline", "asha-random-warm")
+    assert {base_of(v) for v in spec.variations[2:]} == {"asha-ohgw-1step"}
+    assert tuple(eta_of(v) for v in spec.variations[2:]) == SWEEP
+    assert spec.seeds == tuple(range(100, 108))
+    main = load(file.replace("_eta_sweep", ""))
+    assert not {*spec.seeds} & {*main.seeds, *main.pilot_seeds}
+    assert main.warm_start.eta_h in SWEEP
+
+
+@pytest.mark.parametrize("family", ["cifar10", "digits"])
+def test_label_noise_is_a_tenth_and_its_seeds_are_eight_of_the_main_study(family):
+    noisy, main = load(f"{family}_label_noise.yaml"), load(f"{family}.yaml")
+    assert (noisy.task.label_noise, main.task.label_noise) == (0.1, 0.0)
+    assert noisy.seeds == main.seeds[:8] == tuple(range(8))
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f != "smoke.yaml"])
+def test_file_names_the_studies_beside_it(file):
+    family = file.partition(".")[0].partition("_")[0]
+    sides = [f"{family}{side}.yaml" for side in ("_bootstrap0", "_eta_sweep", "_label_noise")]
+    expected = sides if file == f"{family}.yaml" else [f"{family}.yaml"]
+    assert [Path(side) for side in load(file).beside] == [STUDIES / side for side in expected]
+    assert all(Path(side).is_file() for side in load(file).beside)
 
 
 @each_file
@@ -121,18 +153,31 @@ def _changed(base, other):
     return set(differing(one, two))
 
 
+SWEEP_FIELDS = {"name", "beside", "variations", "seeds", "pilot_seeds"}
+
+
 @pytest.mark.parametrize("smoke", [False, True])
 @pytest.mark.parametrize(
     ("file", "base", "fields"),
     [
-        ("cifar10_bootstrap0.yaml", "cifar10.yaml", {"name", "scheduler.bootstrap_count"}),
-        ("digits_bootstrap0.yaml", "digits.yaml", {"name", "scheduler.bootstrap_count"}),
-        ("cifar10_every_rung.yaml", "cifar10.yaml", {"name", "warm_start.every_rung"}),
-        ("digits_rules.yaml", "digits.yaml", {"name", "variations"}),
+        ("cifar10_bootstrap0.yaml", "cifar10.yaml", {"name", "beside", "scheduler.bootstrap_count"}),
+        ("digits_bootstrap0.yaml", "digits.yaml", {"name", "beside", "scheduler.bootstrap_count"}),
+        ("cifar10_every_rung.yaml", "cifar10.yaml", {"name", "beside", "warm_start.every_rung"}),
+        ("digits_rules.yaml", "digits.yaml", {"name", "beside", "variations"}),
+        ("digits_eta_sweep.yaml", "digits.yaml", SWEEP_FIELDS),
+        ("cifar10_eta_sweep.yaml", "cifar10.yaml", SWEEP_FIELDS),
+        ("digits_label_noise.yaml", "digits.yaml", {"name", "beside", "task.label_noise"}),
     ],
 )
 def test_derived_file_differs_from_its_base_in_nothing_else(file, base, fields, smoke):
     assert _changed(load(base, smoke=smoke), load(file, smoke=smoke)) == fields
+
+
+@pytest.mark.parametrize("smoke", [False, True])
+def test_noisy_cifar10_differs_in_noise_and_number_of_seeds(smoke):
+    fields = {"name", "beside", "task.label_noise"} | (set() if smoke else {"seeds"})
+    base, noisy = load("cifar10.yaml", smoke=smoke), load("cifar10_label_noise.yaml", smoke=smoke)
+    assert _changed(base, noisy) == fields
 
 
 @pytest.mark.parametrize("family", ["cifar10", "digits"])

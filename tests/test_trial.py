@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import math
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import torch
 from optuna.pruners import BasePruner, NopPruner
 from optuna.trial import TrialState
 
+from optuna_ohgw import trial as trial_module
 from optuna_ohgw.cells import CONFIG_INDEX
 from optuna_ohgw.sampler import OhgwSampler, PairedSampler
 from optuna_ohgw.spec import StudySpec, load_spec
@@ -176,11 +180,110 @@ class TestRecords:
                 val_accuracy=values[str(epoch)],
             )
         attributes = {**real.user_attrs, "curve": curve.columns, "ohgw": records}
+        assert attributes["flops"]["warm"] > 0
+        attributes["flops"] = {"batch": 10**12, "warm": 10**13}
+        attributes["memory"] = dict.fromkeys(("ram", "vram", "nvml"), 10**11)
         attributes["reason"] = "stopped by the pruner after epoch 64"
         attributes["worker"] = {"host": "a" * 64, "pid": 1234567, "device": "NVIDIA H200 141GB"}
         size = len(json.dumps(attributes)) + len(json.dumps(values))
         assert size <= limit
         assert size > 10_000  # else this is not a trial of 200 epochs
+
+    @pytest.mark.parametrize("variation", ["asha-baseline", "asha-ohgw-3step", "asha-random-warm"])
+    def test_counting_flops_changes_nothing_else(
+        self,
+        tasks: Callable[[StudySpec], ImageTask],
+        variation: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        spec = spec_of("warm_start.every_rung=true", "warm_start.eta_h=0.5")
+        task, calls = tasks(spec), []
+        honest = trial_module.count_flops
+        monkeypatch.setattr(trial_module, "_flops", {})
+        monkeypatch.setattr(trial_module, "count_flops", lambda *args: calls.append(1) or honest(*args))
+        best, counted, _ = one_trial(spec, task, variation)
+        monkeypatch.setattr(trial_module, "flops", lambda *args: {})
+        other, plain, _ = one_trial(spec, task, variation)
+
+        def kept(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
+            own = {k: v for k, v in trial.user_attrs.items() if k not in ("flops", "memory")}
+            own["ohgw"] = [
+                {k: v for k, v in record.items() if k not in ("seconds", "peak_bytes")}
+                for record in own["ohgw"]
+            ]
+            clocks = ("wall", "train_s", "warm_s", "eval_s")
+            own["curve"] = {k: v for k, v in own["curve"].items() if k not in clocks}
+            return own
+
+        assert calls == [1]
+        assert kept(counted) == kept(plain)
+        assert counted.params == plain.params
+        assert counted.intermediate_values == plain.intermediate_values
+        assert best is not None
+        assert other is not None
+        assert best.state is not None
+        assert other.state is not None
+        assert best.state.digest() == other.state.digest()
+
+    def test_counting_flops_is_on_no_clock(
+        self, tasks: Callable[[StudySpec], ImageTask], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def slow(*args: Any) -> dict[str, int]:
+            time.sleep(1.0)
+            return {"batch": 1, "warm": 2}
+
+        spec = spec_of()
+        monkeypatch.setattr(trial_module, "_flops", {})
+        monkeypatch.setattr(trial_module, "count_flops", slow)
+        _, trial, _ = one_trial(spec, tasks(spec), "asha-ohgw-1step")
+        curve = trial.user_attrs["curve"]
+        assert trial.user_attrs["flops"] == {"batch": 1, "warm": 2}
+        assert max(curve[c][0] for c in ("train_s", "warm_s", "eval_s")) < 1.0
+
+    def test_flops_are_counted_once_for_each_structure_and_variation(
+        self, tasks: Callable[[StudySpec], ImageTask], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls: list[Any] = []
+
+        def counter(task: Any, state: Any, space: Any, settings: Any, *rest: Any) -> dict[str, int]:
+            calls.append(settings)
+            return {"batch": len(calls), "warm": 0}
+
+        monkeypatch.setattr(trial_module, "_flops", {})
+        monkeypatch.setattr(trial_module, "count_flops", counter)
+        spec = spec_of("space.batch_size={choices: [16, 64]}")
+        task = tasks(spec)
+        state = initial_state(task, 0, 0, 4)
+        of = [
+            trial_module.flops(spec, variation, {"model": "mlp", "batch_size": size}, task, state)["batch"]
+            for _ in range(2)
+            for variation in ("asha-baseline", "asha-ohgw-1step@1e-4")
+            for size in (16, 64)
+        ]
+        assert of == [1, 2, 3, 4] * 2
+        assert [getattr(settings, "eta_h", None) for settings in calls] == [None, None, 1e-4, 1e-4]
+
+    @pytest.mark.parametrize("how", ["completed", "pruned", "diverged", "failed"])
+    def test_peak_memory_is_recorded_however_a_trial_ends(
+        self, tasks: Callable[[StudySpec], ImageTask], how: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        spec = spec_of(*([HUGE] if how == "diverged" else []))
+        task, study = (
+            tasks(spec),
+            optuna.create_study(
+                sampler=OhgwSampler(PairedSampler(0)), pruner=Stub(at=1 if how == "pruned" else None)
+            ),
+        )
+        if how == "failed":
+            monkeypatch.setattr(task, "evaluate", lambda part: 1 / 0)
+        ended = {"completed": None, "failed": ZeroDivisionError}.get(how, optuna.TrialPruned)
+        with pytest.raises(ended) if ended else contextlib.nullcontext():
+            run_trial(study.ask(), spec, "asha-baseline", lambda _: task, seed=0, config_index=0)
+        memory = study.trials[0].user_attrs["memory"]
+        assert set(memory) == {"ram", "vram", "nvml"}
+        # Python with torch takes more than 100 MB, and no machine of a test has a terabyte.
+        assert 1e8 < memory["ram"] < 1e12
+        assert (memory["vram"], memory["nvml"]) == (None, None)
 
 
 class TestDivergence:
@@ -363,6 +466,13 @@ class TestSettings:
             rule="trust-region", random=True, radius=0.3, freeze=("momentum",), estimator="lean"
         )
         assert variation_settings(spec, "asha-baseline") is None
+
+    def test_a_step_size_in_the_name_goes_before_the_shared_one(self) -> None:
+        spec = spec_of("warm_start.eta_h=0.5")
+        shared, own = (variation_settings(spec, f"asha-random-3step{eta}") for eta in ("", "@3e-4"))
+        assert shared is not None
+        assert shared.eta_h == 0.5
+        assert own == dataclasses.replace(shared, eta_h=3e-4)
 
     def test_structure_is_suggested_before_the_warm_start(
         self, tasks: Callable[[StudySpec], ImageTask]

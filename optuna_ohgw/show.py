@@ -1,0 +1,133 @@
+"""What the command prints: tables for a console of 100 columns."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+
+from optuna_ohgw.sampler import HISTORY_FREE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from optuna_ohgw.evidence import Evidence
+    from optuna_ohgw.records import Records
+
+
+def print_summary(evidence: Evidence, console: Console) -> None:
+    """Print one row a variation and the sentence on each."""
+    spec = evidence.records.spec
+    pairing = "paired" if spec.sampler in HISTORY_FREE else "seed-paired only"
+    title = f"{spec.name}: medians over {len(spec.seeds)} {pairing} seeds"
+    shown = _table(title)
+    shown.add_column("variation", no_wrap=True)
+    for target in evidence.targets:
+        star = "*" if target == evidence.pilot else ""
+        shown.add_column(f"T@τ{star} (mbu)\nτ{star}={target:.4g}", justify="right", no_wrap=True)
+    for name in ("best\nvalid.", "\ntest", "warm\nmbu", "start\nsec.", "\npruned"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for row in evidence.table.to_dict("records"):
+        failed = f", {row['failed']} failed" if row["failed"] else ""
+        shown.add_row(
+            row["variation"],
+            *(_time(row, target) for target in evidence.targets),
+            _number(row["best_val"], ".4f"),
+            _number(row["final_test"], ".4f"),
+            _number(row["overhead_mbu"], ".1%"),
+            _number(row["overhead_s"], ".1%"),
+            f"{row['pruned']}/{row['trials']}{failed}",
+        )
+    console.print(shown)
+    console.print(
+        "T@τ: mini-batch units until a cell first reaches τ, Kaplan-Meier median (seeds that did / seeds);\n"
+        "-: not known, too few did. Warm start: its cost over that of training, in mbu and in seconds."
+    )
+    if evidence.pilot is not None:
+        console.print("τ*: the highest target that at least 90% of the pilot's seeds reach.")
+    for line in ["", *evidence.sentences, *evidence.missing]:
+        console.print(line, highlight=False, markup=False)
+
+
+def print_comparison(studies: Sequence[Evidence], console: Console) -> None:
+    """Print the published criteria of several studies, and in which share of them each is passed."""
+    from optuna_ohgw.verdict import across_studies
+
+    shown = _table("T@τ against the baseline (mbu), and the published criteria")
+    for name in (
+        "study",
+        "variation",
+        "pairs",
+        "ratio",
+        "95% interval",
+        "p (Holm)",
+        "time",
+        "value",
+        "device",
+        "memory",
+        "spread",
+    ):
+        shown.add_column(name, justify="left" if name in ("study", "variation") else "right")
+    for one in studies:
+        table = one.comparisons
+        chosen = table[(table["target"] == one.primary) & (table["budget"] == "mbu")]
+        for row in chosen[chosen["kind"] == "baseline"].to_dict("records"):
+            own = one.verdicts[one.verdicts["variation"] == row["variation"]]
+            outcome = dict(zip(own["criterion"], own["outcome"], strict=True))
+            shown.add_row(
+                one.spec.name,
+                row["variation"],
+                str(row["pairs"]),
+                _number(row["ratio"], ".2f"),
+                f"{_number(row['ratio_low'], '.2f')}–{_number(row['ratio_high'], '.2f')}",
+                _number(row["p_holm"], ".2g") if row["enough"] else "too few",
+                *(outcome.get(key, "-") for key in ("1", "2", "3a", "3b", "4")),
+            )
+    console.print(shown)
+    shares = across_studies({one.spec.name: one.verdicts for one in studies})
+    lines = [
+        f"{r['variation']}: at least 15% sooner in {r['passed']} of {r['studies']} studies, "
+        f"{r['undecided']} undecided; asked are {r['bar']:.0%}: {r['outcome']}"
+        for r in shares.to_dict("records")
+    ]
+    print_lines([*lines, "", *(f"{one.spec.name}: {m}" for one in studies for m in one.missing)], console)
+
+
+def print_status(records: Records, console: Console) -> None:
+    """Print one row a cell."""
+    shown = _table(records.spec.name)
+    for name in ("cell", "running", "complete", "pruned", "failed", "best", "test"):
+        shown.add_column(name, justify="left" if name == "cell" else "right")
+    for row in records.cells.to_dict("records"):
+        complete = row["ended"] - row["pruned"] - row["failed"]
+        shown.add_row(
+            f"{row['variation']}/seed-{row['seed']:04d}",
+            *(str(n) for n in (row["running"], complete, row["pruned"], row["failed"])),
+            _number(row["final_val"], ".4f"),
+            _number(row["final_test"], ".4f"),
+        )
+    console.print(shown)
+
+
+def print_lines(lines: Sequence[str], console: Console) -> None:
+    """Print lines as they are, passwords in URLs hidden."""
+    from optuna_ohgw.reading import hide_passwords
+
+    for line in lines:
+        console.print(hide_passwords(line), highlight=False, markup=False, soft_wrap=True)
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def _time(row: dict[Any, Any], target: float) -> str:
+    return f"{_number(row[f'T@{target:.6g}_mbu'], ',.0f')} ({row[f'reached@{target:.6g}']}/{row['cells']})"
+
+
+def _number(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else "-"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from optuna_ohgw.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from optuna_ohgw.errors import UserError
     from optuna_ohgw.hypergrad import HyperGradient, direct, exact, finite_difference, lean
@@ -13,8 +15,6 @@ if TYPE_CHECKING:
     from optuna_ohgw.space import SearchSpace
     from optuna_ohgw.suggest import ohgw_suggest
     from optuna_ohgw.warmstart import Warmed, WarmStart, warm_start
-
-__version__ = "0.1.0"
 
 _HOME = {
     "HyperGradient": "hypergrad",

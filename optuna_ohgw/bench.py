@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from optuna_ohgw import __version__
 from optuna_ohgw.hypergrad import exact, lean
 from optuna_ohgw.space import SearchSpace
 from optuna_ohgw.spec import AugmentationSpec, TaskSpec
 from optuna_ohgw.tasks.data import split
 from optuna_ohgw.tasks.image import ImageTask, autocast, load_image_arrays
 from optuna_ohgw.training import TrainState, initial_state, load, state_loss, train_epoch
+from optuna_ohgw.version import __version__
 from optuna_ohgw.worker import resolve_device
 
 PSI = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "magnitude": 5.3, "label_smoothing": 0.1}

@@ -56,10 +56,18 @@ def run(
         raise typer.Exit(130) from None
     if not ran:
         console.print(f"{spec.name} is finished; nothing was left to do")
+    from optuna_ohgw import tracking
+    from optuna_ohgw.cells import cells_of
     from optuna_ohgw.report import report_study
     from optuna_ohgw.show import print_lines, print_summary
 
-    page, files = report_study(_existing(spec), spec, study, smoke=smoke)
+    storage = _existing(spec)
+    page, files = report_study(storage, spec, study, smoke=smoke)
+    if spec.tracking is not None:
+        tracking.check_tracking(spec)
+        for cell in cells_of(spec):
+            tracking.send_cell(storage, spec, cell)
+        tracking.send_report(spec, files[0].parent)
     again = _again(study, overrides, smoke)
     print_summary(page.evidence, console)
     look = (

@@ -174,8 +174,7 @@ def make_dashboard(storage: BaseStorage, host: str, port: int) -> WSGIServer:
     from optuna_dashboard import wsgi
 
     try:
-        # Its type is known to type checkers of the dashboard only.
-        return make_server(host, port, wsgi(storage), server_class=_Server, handler_class=_Silent)  # type: ignore[arg-type]
+        return make_server(host, port, wsgi(storage), server_class=_Server, handler_class=_Silent)
     except OSError as error:
         raise _unusable(port, host, error) from None
 

@@ -14,6 +14,7 @@ from scipy.special import digamma
 
 from optuna_ohgw.records import PILOT
 from optuna_ohgw.spec import RangeSpec
+from optuna_ohgw.statistics import level
 from optuna_ohgw.variations import BASELINE
 
 NEIGHBOURS = 5
@@ -229,6 +230,7 @@ def benefit_correlation(table: pd.DataFrame) -> pd.DataFrame:
                 correlation,
                 vectorized=False,
                 n_resamples=RESAMPLES,
+                confidence_level=level(len(parts)),
                 method="percentile",
                 rng=np.random.default_rng(0),
             ).confidence_interval

@@ -43,6 +43,7 @@ from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.tasks.data import ImageData
 from optuna_ohgw.tasks.image import load_image_arrays, split_images
 from optuna_ohgw.tasks.models import build_model
+from optuna_ohgw.tracking import check_tracking, send_cell
 
 log = logging.getLogger("optuna_ohgw.runner")
 
@@ -83,6 +84,7 @@ def _run(spec: StudySpec, console: Console, level: int) -> bool:
             if len(known) == len(cells_of(spec)) and not _left(storage, spec, cells_of(spec)):
                 return False
         check_device(spec.execution.device, "execution.device")
+        check_tracking(spec)
         _check_data(spec, root)
         storage = storage or open_storage(spec.storage_url, create=True)
         environment = environment_record(spec)
@@ -156,6 +158,7 @@ def _work(spec: StudySpec, left: list[Cell], storage: Any, console: Console, lev
                 elif open_slots[cell] < 0:
                     del open_slots[cell]
                     view.finish(cell)
+                    send_cell(storage, spec, cell)
         view.drain(events)
     if signalled.is_set():
         raise Stopped

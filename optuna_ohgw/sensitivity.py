@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.nonparametric.smoothers_lowess import lowess
 
-from optuna_ohgw.statistics import RNG, Estimate, bootstrap, hodges_lehmann, location, log_ratios
+from optuna_ohgw.statistics import RNG, Estimate, bootstrap, hodges_lehmann, level, location, log_ratios
 from optuna_ohgw.variations import BASELINE, base_of, eta_of
 
 Array = NDArray[np.float64]
@@ -198,6 +198,7 @@ def _band(x: Array, columns: tuple[Array, ...], grid: Array) -> tuple[Array, Arr
         paired=True,
         vectorized=True,
         n_resamples=RESAMPLES,
+        confidence_level=level(len(columns[0])),
         method="percentile",
         rng=np.random.default_rng(RNG),
     ).confidence_interval

@@ -67,10 +67,10 @@ class TestEtaSensitivity:
         assert result.curvature.value == pytest.approx(0.0, abs=1e-9)
 
     def test_the_band_is_over_seeds(self) -> None:
-        few, many = (eta_sensitivity(times_of(parabola, n, noise=0.2), 0.9, 1e-3) for n in (6, 96))
+        few, many = (eta_sensitivity(times_of(parabola, n, noise=0.2), 0.9, 1e-3) for n in (24, 96))
         widths = [np.log(r.high / r.low).mean() for r in (few, many)]
-        # Sixteen times the seeds: a quarter of the width.
-        assert widths[0] / widths[1] == pytest.approx(4, rel=0.4)
+        # Four times the seeds: half the width, but for the allowance for few.
+        assert widths[0] / widths[1] == pytest.approx(2, rel=0.3)
 
     def test_a_cell_that_did_not_reach_the_target_counts_by_its_budget(self) -> None:
         table = times_of(lambda x: 1.0, 4, noise=0.0)

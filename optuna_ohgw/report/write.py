@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from optuna.storages import BaseStorage
 
-from optuna_ohgw import __version__
 from optuna_ohgw.beside import sides
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.evidence import gather
 from optuna_ohgw.report.blocks import results, sections
 from optuna_ohgw.report.page import Page
 from optuna_ohgw.spec import StudySpec
+from optuna_ohgw.version import __version__
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

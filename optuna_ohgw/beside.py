@@ -34,8 +34,13 @@ class Side:
     absent: str | None = None
 
 
-def sides(spec: StudySpec, *, smoke: bool = False) -> Iterator[Side]:
+def sides(spec: StudySpec, pilot: float | None = None, *, smoke: bool = False) -> Iterator[Side]:
     """Yield the studies that a spec names under ``beside``.
+
+    Args:
+        spec: The study.
+        pilot: Its τ*, which those on the same task without pilots take over.
+        smoke: Take the light form of each.
 
     Raises:
         UserError: If a file that it names is no study.
@@ -52,7 +57,8 @@ def sides(spec: StudySpec, *, smoke: bool = False) -> Iterator[Side]:
         if not found:
             yield Side(name, kind, None, f"{name} was not run: no cell of it is in {other.storage_url}")
             continue
-        yield Side(name, kind, gather(storage, other, name))
+        shared = pilot if other.task == spec.task else None
+        yield Side(name, kind, gather(storage, other, name, shared))
 
 
 def role(other: StudySpec, spec: StudySpec) -> Role:

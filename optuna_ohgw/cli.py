@@ -214,10 +214,10 @@ def _load(study: Path, overrides: list[str] | None, smoke: bool) -> StudySpec:
 
 
 def _evidence(study: Path, overrides: list[str] | None, smoke: bool) -> Evidence:
-    from optuna_ohgw.evidence import gather
+    from optuna_ohgw.report import open_page
 
     spec = _load(study, overrides, smoke)
-    return gather(_existing(spec), spec, study)
+    return open_page(_existing(spec), spec, study, smoke=smoke).evidence
 
 
 def _existing(spec: StudySpec) -> BaseStorage:

@@ -41,8 +41,9 @@ class Evidence:
         curves, times, cells: See ``metrics``; times are of all targets.
         targets: The spec's, then τ* where the pilots give one.
         pilot: τ*, or None.
-        primary: The target that the verdict is on: τ* where the study has pilots, else the first of
-            the spec's; None while pilots still run. The rule does not look at results.
+        primary: The target that the verdict is on: τ* where the study, or one beside it on the same
+            task, has pilots, else the first of the spec's; None while its pilots still run. The rule
+            does not look at results.
         table: One row a variation; see ``summary_table``.
         comparisons: Every variation against the baseline and its controls; see ``verdict``.
         verdicts: The published criteria, one row a variation and criterion.
@@ -70,18 +71,26 @@ class Evidence:
         return self.records.spec
 
 
-def gather(storage: BaseStorage, spec: StudySpec, source: Path | str) -> Evidence:
-    """Read a study once and return what it shows so far; partial studies are normal."""
-    return evidence_of(read_records(storage, spec), str(source))
+def gather(storage: BaseStorage, spec: StudySpec, source: Path | str, pilot: float | None = None) -> Evidence:
+    """Read a study once and return what it shows so far; partial studies are normal.
+
+    Args:
+        storage: Where it is.
+        spec: The study.
+        source: Its file, as the user named it.
+        pilot: τ* of another study on the same task, for one that has no pilots of its own.
+    """
+    return evidence_of(read_records(storage, spec), str(source), pilot)
 
 
-def evidence_of(records: Records, source: str) -> Evidence:
-    """Return what the records show."""
+def evidence_of(records: Records, source: str, pilot: float | None = None) -> Evidence:
+    """Return what the records show; the arguments are those of ``gather``."""
     spec = records.spec
     curves = metrics.curves(records)
-    pilot = metrics.pilot_target(curves, records)
+    if spec.pilot_seeds:
+        pilot = metrics.pilot_target(curves, records)
     targets = list(dict.fromkeys([*spec.targets, *([pilot] if pilot is not None else [])]))
-    primary = pilot if spec.pilot_seeds else targets[0]
+    primary = pilot if spec.pilot_seeds or pilot is not None else targets[0]
     times = metrics.times(curves, records, targets)
     cells = metrics.cell_metrics(curves, records)
     against = comparisons(times, reference=BASELINE)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from optuna_ohgw.evidence import Evidence
     from optuna_ohgw.records import Records
 
+_OUTCOMES = {"pass": "pass", "fail": "fail", "undecided": "?"}
+
 
 def print_summary(evidence: Evidence, console: Console) -> None:
     """Print one row a variation and the sentence on each."""
@@ -54,47 +56,53 @@ def print_summary(evidence: Evidence, console: Console) -> None:
 
 
 def print_comparison(studies: Sequence[Evidence], console: Console) -> None:
-    """Print the published criteria of several studies, and in which share of them each is passed."""
+    """Print the published criteria of several studies, and in which share of them the first is passed.
+
+    Where a study sweeps η_h, the ratio at the first study's η_h, untuned, stands beside each best one.
+    """
+    from optuna_ohgw.sensitivity import eta_sensitivity, transfer
     from optuna_ohgw.verdict import across_studies
 
-    shown = _table("T@τ against the baseline (mbu), and the published criteria")
-    for name in (
-        "study",
-        "variation",
-        "pairs",
-        "ratio",
-        "95% interval",
-        "p (Holm)",
-        "time",
-        "value",
-        "device",
-        "memory",
-        "spread",
-    ):
-        shown.add_column(name, justify="left" if name in ("study", "variation") else "right")
     for one in studies:
+        at = f"τ={one.primary:.4g}" if one.primary is not None else "no target yet"
+        shown = _table(f"{one.spec.name}, {at}: T@τ (mbu) over the baseline's, and the published criteria")
+        shown.add_column("variation", no_wrap=True)
+        for name in ("pairs", "ratio [95%]", "p (Holm)", "time", "value", "device", "memory", "spread"):
+            shown.add_column(name, justify="right", no_wrap=True)
         table = one.comparisons
         chosen = table[(table["target"] == one.primary) & (table["budget"] == "mbu")]
         for row in chosen[chosen["kind"] == "baseline"].to_dict("records"):
             own = one.verdicts[one.verdicts["variation"] == row["variation"]]
             outcome = dict(zip(own["criterion"], own["outcome"], strict=True))
+            ends = f"[{_number(row['ratio_low'], '.2f')}, {_number(row['ratio_high'], '.2f')}]"
             shown.add_row(
-                one.spec.name,
                 row["variation"],
                 str(row["pairs"]),
-                _number(row["ratio"], ".2f"),
-                f"{_number(row['ratio_low'], '.2f')}–{_number(row['ratio_high'], '.2f')}",
+                f"{_number(row['ratio'], '.2f')} {ends}",
                 _number(row["p_holm"], ".2g") if row["enough"] else "too few",
-                *(outcome.get(key, "-") for key in ("1", "2", "3a", "3b", "4")),
+                *(_OUTCOMES[outcome.get(key, "undecided")] for key in ("1", "2", "3a", "3b", "4")),
             )
-    console.print(shown)
+        console.print(shown)
+        print_lines(one.missing, console)
     shares = across_studies({one.spec.name: one.verdicts for one in studies})
     lines = [
         f"{r['variation']}: at least 15% sooner in {r['passed']} of {r['studies']} studies, "
         f"{r['undecided']} undecided; asked are {r['bar']:.0%}: {r['outcome']}"
         for r in shares.to_dict("records")
     ]
-    print_lines([*lines, "", *(f"{one.spec.name}: {m}" for one in studies for m in one.missing)], console)
+    print_lines(["", *lines], console)
+    eta = studies[0].spec.warm_start.eta_h
+    sweeps = {
+        one.spec.name: eta_sensitivity(one.times, one.primary, one.spec.warm_start.eta_h) for one in studies
+    }
+    if any(sweep.points["eta_h"].nunique() > 1 for sweep in sweeps.values()):
+        print_lines(
+            ["", f"asha-ohgw-1step at an untuned η_h of {eta:g}, beside the best of each sweep:"], console
+        )
+        for r in transfer(sweeps, eta).to_dict("records"):
+            ends = f"[{_number(r['low'], '.2f')}, {_number(r['high'], '.2f')}]"
+            best = f"best {_number(r['best_ratio'], '.2f')} at {r['best_eta'] or math.nan:g}"
+            print_lines([f"  {r['study']}: ratio {_number(r['ratio'], '.2f')} {ends}; {best}"], console)
 
 
 def print_status(records: Records, console: Console) -> None:

@@ -9,6 +9,7 @@ from planted import grown_storage, planted_spec
 from optuna_ohgw.beside import role, sides
 from optuna_ohgw.cells import open_storage
 from optuna_ohgw.errors import UserError
+from optuna_ohgw.report import open_page
 from optuna_ohgw.spec import StudySpec, load_spec
 
 
@@ -69,3 +70,19 @@ def test_a_file_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
 
 def test_what_stands_beside_is_no_part_of_the_study(tmp_path: Path) -> None:
     assert "beside" not in planted_spec(beside=["x.yaml"]).identity()
+
+
+def test_a_study_without_pilots_takes_the_target_of_one_on_the_same_task(tmp_path: Path) -> None:
+    written(tmp_path, "eta", variations=["asha-baseline", "asha-ohgw-1step@3e-4"], beside=["main.yaml"])
+    written(tmp_path, "noise", task={**TASK, "label_noise": 0.1})
+    main = written(tmp_path, "main", pilot_seeds=[7, 8], beside=["eta.yaml", "noise.yaml"])
+    page = open_page(open_storage(main.storage_url, create=False), main, tmp_path / "main.yaml")
+    assert page.evidence.pilot is not None
+    eta, noise = (side.evidence for side in page.sides)
+    assert eta is not None
+    assert eta.primary == page.evidence.pilot
+    assert noise is not None
+    assert noise.primary == noise.spec.targets[0]  # another task: 90% there is not 90% here
+    own = load_spec(tmp_path / "eta.yaml")
+    alone = open_page(open_storage(own.storage_url, create=False), own, tmp_path / "eta.yaml")
+    assert alone.evidence.primary == page.evidence.pilot

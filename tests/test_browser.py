@@ -108,7 +108,7 @@ def test_the_dashboard_shows_every_figure_of_a_study_and_of_a_cell(browser: Any,
         str(study),
         *flags,
     ]
-    server = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, text=True)
     try:
         wait_for(f"http://127.0.0.1:{port}/api/studies", server)
         ids = {s.study_name: s._study_id for s in storage.get_all_studies()}

@@ -144,6 +144,17 @@ class TestDivergence:
         assert (table.loc["asha-baseline", "trained", "suggested"] == 0).all()
         assert table.loc["asha-ohgw-1step", "trained", "suggested"].abs().max() < 0.05
 
+    def test_a_planted_move_of_one_parameter(self, records: Records) -> None:
+        trials = records.trials.copy()
+        trials["trained_momentum"] = 0.5 * trials["suggested_momentum"]
+        table = divergence(trials, SPEC.ranges, first_rung=3)
+        table = table[(table["variation"] == "asha-baseline") & (table["of"] == "trained")]
+        kl = table.set_index("parameter")["kl"]
+        # A uniform law on half of its range; with some 100 points the standard deviation is 0.08.
+        assert kl["momentum"] == pytest.approx(math.log(2), abs=0.2)
+        assert kl["lr"] == kl["magnitude"] == 0
+        assert kl["jointly"] > 0.2
+
     def test_the_promoted_are_those_that_went_on(self, records: Records) -> None:
         trials = records.trials.copy()
         high = trials["trained_momentum"] > 0.5

@@ -12,7 +12,7 @@ from optuna_ohgw.figures.theme import SOFT, count, empty, finish, rounded
 _STATES = {"COMPLETE": "#009e73", "PRUNED": "#b8bec5", "RUNNING": "#56b4e9", "FAIL": "#d55e00"}
 _FRONT = "#0072b2"
 # More say no more and weigh on the page.
-_MOST_CURVES, _MOST_POINTS, _MOST_NUMBERS = 60, 1200, 40
+_MOST_CURVES, _MOST_POINTS, _MOST_NUMBERS = 60, 1000, 40
 
 
 def learning_curves(steps: pd.DataFrame, source: str) -> go.Figure:
@@ -54,7 +54,9 @@ def learning_curves(steps: pd.DataFrame, source: str) -> go.Figure:
         )
         seen.add(name)
     figure.update_xaxes(title="time trained (epochs)", rangemode="tozero")
-    figure.update_yaxes(title="validation accuracy (share)")
+    figure.update_yaxes(title="validation accuracy (share)", minallowed=-0.05, maxallowed=1.05)
+    if own["epoch"].max() <= 10:
+        figure.update_xaxes(dtick=1)
     shown = f"the best {len(kept)} of {count(total, 'trial')}" if len(kept) < total else count(total, "trial")
     thinned = f"; every {stride} epochs and the best" if stride > 1 else ""
     return finish(figure, title, source, note=shown + thinned)
@@ -102,5 +104,4 @@ def workers(trials: pd.DataFrame, source: str) -> go.Figure:
     figure.update_xaxes(title=f"time since the cell began ({unit})")
     figure.update_yaxes(categoryorder="array", categoryarray=[labels[n] for n in reversed(names)])
     figure.update_layout(barmode="overlay", bargap=0.3, uniformtext={"minsize": 8, "mode": "hide"})
-    note = count(len(own), "trial") + (", numbered" if numbered else "")
-    return finish(figure, title, source, plot=40 + 40 * len(names), note=note)
+    return finish(figure, title, source, plot=40 + 40 * len(names), note=count(len(own), "trial"))

@@ -91,7 +91,7 @@ def overhead_bars(cells: pd.DataFrame, source: str, reference: str = BASELINE) -
             label = {"text": f"limit {most:.0%}", "font": {"size": 11, "color": ALARM}, "showarrow": False}
             at = {"x": most, "y": 0, "xref": f"x{axis}", "yref": f"y{axis} domain", "yshift": -20}
             figure.add_annotation(**label, **at, yanchor="top")
-    figure.update_xaxes(tickformat="~%", rangemode="tozero", nticks=4, tickangle=0)
+    figure.update_xaxes(tickformat="~%", rangemode="tozero", nticks=3, tickangle=0)
     figure.update_yaxes(categoryorder="array", categoryarray=[short(n) for n in reversed(names)])
     seeds = count(own["seed"].nunique(), "seed")
     return finish(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 
 import plotly.graph_objects as go
@@ -124,10 +125,21 @@ class Panels:
     """
 
     def __init__(
-        self, titles: Sequence[str], *, columns: int = 3, height: int = 240, gap: int = 100, **more: object
+        self,
+        titles: Sequence[str],
+        *,
+        columns: int = 3,
+        height: int = 240,
+        gap: int = 100,
+        stretch: bool = True,
+        **more: object,
     ) -> None:
-        """Make panels ``height`` px tall with ``gap`` px between the rows."""
-        self._columns = min(columns, len(titles))
+        """Make panels ``height`` px tall with ``gap`` px between the rows.
+
+        With ``stretch`` few panels fill the width, else there is room for all columns; ``more`` goes to
+        ``make_subplots``.
+        """
+        self._columns = min(columns, len(titles)) if stretch else columns
         rows = math.ceil(len(titles) / self._columns)
         self.plot = rows * height + (rows - 1) * gap
         more = {"horizontal_spacing": 0.09 if self._columns > 1 else 0.0, **more}
@@ -193,12 +205,8 @@ def empty(title: str, source: str, why: str) -> go.Figure:
     """Return a figure that says why there is nothing to show."""
     figure = go.Figure()
     place = {"x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper", "showarrow": False}
-    words, lines = safe(why).split(" "), [""]
-    for word in words:
-        if len(lines[-1]) + len(word) > 70:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    figure.add_annotation(text="<br>".join(lines), **place, font={"size": 15, "color": SOFT})
+    text = "<br>".join(map(safe, textwrap.wrap(why, 60, break_on_hyphens=False)))
+    figure.add_annotation(text=text, **place, font={"size": 15, "color": SOFT})
     finish(figure, title, source, plot=120)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)

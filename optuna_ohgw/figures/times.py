@@ -72,11 +72,14 @@ def best_value(curves: pd.DataFrame, source: str, targets: list[float], budget: 
         figure.add_scatter(x=x, y=rounded(low, 4), line=edge, **fill, **band)
         line = {"color": color, "dash": dash, "width": 2, "shape": "hv"}
         named = {"name": safe(variation), "legendgroup": variation}
-        figure.add_scatter(x=x, y=rounded(middle, 4), mode="lines", line=line, **named)
+        # A cell's first epoch alone is a point, of which a line shows nothing.
+        mode = "lines" if len(set(x)) > 1 else "markers"
+        figure.add_scatter(x=x, y=rounded(middle, 4), mode=mode, line=line, **named, marker={"color": color})
     for i, target in enumerate(sorted(targets)):
         figure.add_hline(y=target, line={"color": SOFT, "dash": "dot", "width": 1})
-        # Labels of targets close to each other stand side by side.
-        place = {"x": 0.09 * (i % 4), "xref": "paper", "xanchor": "left", "yanchor": "bottom"}
+        # Labels of targets close to each other stand side by side, the lowest below its line.
+        above = "top" if i == 0 and len(targets) > 1 else "bottom"
+        place = {"x": 0.09 * (i % 4), "xref": "paper", "xanchor": "left", "yanchor": above}
         label = {"text": f"τ = {target:.4g}", "showarrow": False, "font": {"size": 11, "color": SOFT}}
         figure.add_annotation(y=target, **place, **label)
     figure.update_xaxes(title=f"budget of the cell ({UNITS[budget]})")
@@ -112,7 +115,7 @@ def paired_times(
         return empty(title, source, f"no seed has both a variation's cell and that of {against}")
     facts = chosen.set_index("variation")
     titles = [f"<b>{short(v)}</b><br>{_says(facts.loc[v])}" for v in pairs]
-    panels = Panels(titles, height=250, gap=150)
+    panels = Panels(titles, height=250, gap=150, stretch=False)
     figure = panels.figure
     figure.update_annotations(font={"size": 11})
     every = np.concatenate([table[["x", "y"]].to_numpy().ravel() for table in pairs.values()])

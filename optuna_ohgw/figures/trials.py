@@ -150,6 +150,7 @@ def benefit_heatmap(benefit: pd.DataFrame, source: str) -> go.Figure:
     panels = Panels(
         [short(n) for n in names], height=230, gap=100, shared_yaxes=True, horizontal_spacing=0.05
     )
+    most = 0
     figure, size = panels.figure, np.log10(own["gradient_norm"].to_numpy(dtype=float))
     left = math.floor(size.min())
     edges_x = np.linspace(left, max(math.ceil(size.max()), left + 1), 13)
@@ -159,6 +160,7 @@ def benefit_heatmap(benefit: pd.DataFrame, source: str) -> go.Figure:
         mine = own["variation"].to_numpy() == variation
         level = np.clip(own["benefit"].to_numpy(dtype=float)[mine], -reach, reach)
         counts, _, _ = np.histogram2d(level, size[mine], bins=(edges_y, edges_x))
+        most = max(most, int(counts.max()))
         figure.add_heatmap(
             x=rounded(_middles(edges_x)),
             y=rounded(_middles(edges_y)),
@@ -173,8 +175,9 @@ def benefit_heatmap(benefit: pd.DataFrame, source: str) -> go.Figure:
             figure.update_yaxes(title="benefit (accuracy, share)", **panels.place(i))
     figure.add_hline(y=0, line={"color": INK, "dash": "dot", "width": 1})
     bar = {"title": {"text": "trials"}, "thickness": 14, "outlinewidth": 0, "len": 230, "lenmode": "pixels"}
-    bar |= {"y": 1, "yanchor": "top", "tickformat": "d", "nticks": 6}
-    figure.update_layout(coloraxis={"colorscale": "Cividis", "reversescale": True, "colorbar": bar})
+    bar |= {"y": 1, "yanchor": "top", **({"dtick": 1} if most <= 6 else {"nticks": 6})}
+    scale = {"colorscale": "Cividis", "reversescale": True, "cmin": 1, "cmax": max(most, 2)}
+    figure.update_layout(coloraxis={**scale, "colorbar": bar})
     note = f"{count(len(own), 'pair')} with the baseline's trial of the same seed and configuration"
     return finish(figure, title, source, plot=panels.plot, above=20, note=note)
 

@@ -19,17 +19,13 @@ BUDGETS = {"mbu": "mini-batch units", "device_s": "device seconds", "wall_s": "w
 COMPARED = [
     "variation",
     "against",
-    "bootstrap_count",
+    "bootstrap",
     "target",
     "pairs",
-    "faster : slower",
-    "unknown order",
-    "median",
-    "other's",
-    "restricted mean",
-    "other's ",
-    "ratio",
-    "95% interval",
+    "faster : slower : unknown",
+    "median / other's",
+    "restricted mean / other's",
+    "ratio [95%]",
     "p (Holm)",
     "sign test",
 ]
@@ -56,7 +52,7 @@ def sections(page: Page) -> list[Block]:
             *_compared(page),
             _note(notes.PAIRS),
         ],
-        "Cost": [_figure(page, "overhead"), _note(notes.COST)],
+        "Cost": [costs(evidence), _figure(page, "overhead"), _note(notes.COST)],
         "What moved": [
             _figure(page, "psi-shift"),
             _frame("Moves of ψ by the warm start", page.shift),
@@ -79,35 +75,52 @@ def sections(page: Page) -> list[Block]:
 
 
 def results(evidence: Evidence) -> Block:
-    """Return the table of results: medians [quartiles] over seeds, one row a variation."""
-    columns = ["variation", "cells"]
+    """Return the table of what was reached: medians [quartiles] over seeds, one row a variation."""
+    columns = ["variation", "finished"]
     for target in evidence.targets:
         columns += [f"T@{target:.4g} (mbu)", f"reached {target:.4g}"]
-    vram = bool(evidence.cells["peak_vram"].notna().any())
-    columns += ["best validation", "test", "AUC", "warm start, mbu", "seconds", "FLOPs", "peak RAM"]
-    columns += [*(["peak VRAM"] if vram else []), "trials", "pruned", "failed"]
+    columns += ["best validation", "test", "AUC"]
     rows = []
     for row in evidence.table.to_dict("records"):
         cells = [row["variation"], f"{row['finished']}/{row['cells']}"]
         for target in evidence.targets:
             key = f"{target:.6g}"
             cells += [number(row[f"T@{key}_mbu"], ",.0f"), f"{row[f'reached@{key}']}/{row['cells']}"]
-        cells += [_quartiles(row, name, ".3f") for name in ("best_val", "final_test", "auc_mbu")]
-        cells += [number(row[f"overhead_{unit}"], ".1%") for unit in ("mbu", "s", "flops")]
-        cells += [_bytes(row["peak_ram"]), *([_bytes(row["peak_vram"])] if vram else [])]
-        rows.append([*cells, *(str(row[name]) for name in ("trials", "pruned", "failed"))])
+        rows.append(
+            [*cells, *(_quartiles(row, name, ".3f") for name in ("best_val", "final_test", "auc_mbu"))]
+        )
     return _table("", columns, rows)
+
+
+def costs(evidence: Evidence) -> Block:
+    """Return the table of what it cost: medians over seeds, one row a variation."""
+    memory = {"peak_ram": "peak RAM", "peak_vram": "peak VRAM", "peak_nvml": "VRAM by the driver"}
+    memory = {
+        name: head
+        for name, head in memory.items()
+        if name in evidence.table and evidence.table[name].notna().any()
+    }
+    columns = ["variation", "overhead, mbu", "overhead, seconds", "overhead, FLOPs", *memory.values()]
+    rows = [
+        [
+            row["variation"],
+            *(number(row[f"overhead_{unit}"], ".1%") for unit in ("mbu", "s", "flops")),
+            *(_bytes(row[name]) for name in memory),
+            *(str(row[name]) for name in ("trials", "pruned", "failed")),
+        ]
+        for row in evidence.table.to_dict("records")
+    ]
+    return _table("", [*columns, "trials", "pruned", "failed"], rows)
 
 
 def criteria(evidence: Evidence) -> Block:
     """Return the table of the published criteria, one row a variation and criterion."""
-    columns = ["variation", "what is asked", "figure", "95% interval", "pairs", "outcome", "why"]
+    columns = ["variation", "what is asked", "figure [95%]", "pairs", "outcome", "why"]
     rows = [
         [
             row["variation"],
             row["what"],
-            number(row["figure"], "+.1%"),
-            _ends(row["low"], row["high"], "+.1%"),
+            f"{number(row['figure'], '+.1%')}{_ends(row['low'], row['high'], '+.1%')}",
             str(row["n"]),
             f"{_SIGNS[row['outcome']]} {row['outcome']}",
             row["why"],
@@ -144,24 +157,27 @@ def _compared(page: Page) -> list[Block]:
     for budget, name in BUDGETS.items():
         shown = [page.evidence, *(page.with_role("bootstrap") if budget == "mbu" else [])]
         rows = [row for one in shown for row in _comparison_rows(one, budget)]
-        blocks.append(_table(f"In pairs, {name}", COMPARED, rows))
+        blocks.append(_table(f"In pairs, {name}", COMPARED, rows, folded=budget != "mbu"))
     absent = [side.absent for side in page.sides if side.role == "bootstrap" and side.absent]
     return blocks + [_note(f"The other bootstrap form is not shown: {why}.") for why in absent]
 
 
 def _comparison_rows(evidence: Evidence, budget: str) -> list[list[str]]:
-    table, rows = evidence.comparisons, []
-    form = ",.0f" if budget == "mbu" else ",.1f"
-    for r in table[table["budget"] == budget].to_dict("records"):
+    """Return the rows of one study, those of the verdict's target first."""
+    table = evidence.comparisons[evidence.comparisons["budget"] == budget]
+    table = table.assign(other=table["target"] != evidence.primary).sort_values("other", kind="stable")
+    rows, form = [], ",.0f" if budget == "mbu" else ",.1f"
+    for r in table.to_dict("records"):
         floor = r["p_floor_holm"] if math.isfinite(r["p_floor_holm"]) else 1.0
-        times = ("km_median", "km_median_reference", "rmst", "rmst_reference")
         rows.append(
             [
                 *(r["variation"], r["against"], str(evidence.spec.scheduler.bootstrap_count)),
-                *(f"{r['target']:.4g}", str(r["pairs"]), f"{r['faster']} : {r['slower']}", str(r["unknown"])),
-                *(number(r[name], form) for name in times),
-                *(number(r["ratio"], ".2f"), _ends(r["ratio_low"], r["ratio_high"], ".2f")),
-                number(r["p_holm"], ".3g") if r["enough"] else f"too few pairs (≥ {floor:.2g})",
+                *(f"{r['target']:.4g}", str(r["pairs"])),
+                f"{r['faster']} : {r['slower']} : {r['unknown']}",
+                f"{number(r['km_median'], form)} / {number(r['km_median_reference'], form)}",
+                f"{number(r['rmst'], form)} / {number(r['rmst_reference'], form)}",
+                f"{number(r['ratio'], '.2f')}{_ends(r['ratio_low'], r['ratio_high'], '.2f')}",
+                number(r["p_holm"], ".3g") if r["enough"] else f"too few (≥ {floor:.2g})",
                 number(r["p_sign"], ".3g"),
             ]
         )
@@ -176,27 +192,22 @@ def _sensitivity(page: Page) -> list[Block]:
         if not absent and not page.with_role(role):
             blocks.append(_note(f"No study of {what} is named under 'beside' in {page.evidence.source}."))
     if len(page.noise):
-        columns = ["variation", "noisy study", "speed-up kept", "95% interval", "why"]
-        rows = [
-            [
-                r["variation"],
-                r["source"],
-                number(r["value"], ".0%"),
-                _ends(r["low"], r["high"], ".0%"),
-                r["why"],
-            ]
-            for r in page.noise.to_dict("records")
-        ]
+        columns = ["variation", "noisy study", "speed-up kept [95%]", "why"]
+        rows = []
+        for r in page.noise.to_dict("records"):
+            share = f"{number(r['value'], '.0%')}{_ends(r['low'], r['high'], '.0%')}"
+            rows.append([r["variation"], r["source"], share, r["why"]])
         blocks.append(_table("Speed-up kept under label noise", columns, rows, text=("why",)))
     return blocks
 
 
 def _rule(evidence: Evidence) -> str:
-    if not evidence.spec.pilot_seeds:
+    if not evidence.spec.pilot_seeds and evidence.pilot is None:
         return "The verdict is on the first of the study's targets."
     star = f" ({evidence.pilot:.4g})" if evidence.pilot is not None else ""
+    whose = "the" if evidence.spec.pilot_seeds else "another study's"
     return (
-        f"The verdict is on τ*{star}, the highest target that 90% of the pilot's baseline-only seeds "
+        f"The verdict is on τ*{star}, the highest target that 90% of {whose} pilot's baseline-only seeds "
         "reach: it is fixed before any warm start is seen."
     )
 
@@ -235,15 +246,23 @@ def _note(text: str) -> Block:
     return {"kind": "note", "text": text}
 
 
-def _table(title: str, columns: list[str], rows: list[list[str]], text: tuple[str, ...] = ()) -> Block:
-    return {"kind": "table", "title": title, "columns": columns, "rows": rows, "text": text}
+def _table(
+    title: str,
+    columns: list[str],
+    rows: list[list[str]],
+    text: tuple[str, ...] = (),
+    *,
+    folded: bool = False,
+) -> Block:
+    whole = {"title": title, "columns": columns, "rows": rows, "text": text, "folded": folded}
+    return {"kind": "table", **whole}
 
 
 def _frame(title: str, table: pd.DataFrame) -> Block:
     if table.empty:
         return _note(f"{title}: nothing to show, no trial has been moved.")
     rows = [[_text(value) for value in row] for row in table.itertuples(index=False)]
-    return _table(title, [str(column).replace("_", " ") for column in table.columns], rows)
+    return _table(title, [str(column).replace("_", " ") for column in table.columns], rows, folded=True)
 
 
 def _text(value: Any) -> str:
@@ -253,7 +272,7 @@ def _text(value: Any) -> str:
 
 
 def _ends(low: float, high: float, form: str) -> str:
-    return f"{number(low, form)} to {number(high, form)}" if math.isfinite(low) else "–"
+    return f" [{number(low, form)}, {number(high, form)}]" if math.isfinite(low) else ""
 
 
 def _quartiles(row: Mapping[Any, Any], name: str, form: str) -> str:

@@ -15,7 +15,7 @@ from optuna.storages import BaseStorage
 
 from optuna_ohgw.beside import sides
 from optuna_ohgw.errors import UserError
-from optuna_ohgw.evidence import gather
+from optuna_ohgw.evidence import evidence_of, gather
 from optuna_ohgw.report.blocks import results, sections
 from optuna_ohgw.report.page import Page
 from optuna_ohgw.spec import StudySpec
@@ -29,7 +29,14 @@ SCHEMA, SCHEMA_VERSION = "optuna-ohgw/summary", 1
 
 def open_page(storage: BaseStorage, spec: StudySpec, source: Path, *, smoke: bool = False) -> Page:
     """Return what a report shows of a study and of those beside it, from their storages."""
-    return Page(gather(storage, spec, source), tuple(sides(spec, smoke=smoke)))
+    evidence = gather(storage, spec, source)
+    beside = tuple(sides(spec, evidence.pilot, smoke=smoke))
+    pilots = [
+        s.evidence.pilot for s in beside if s.evidence is not None and s.evidence.spec.task == spec.task
+    ]
+    if not spec.pilot_seeds and any(pilots):
+        evidence = evidence_of(evidence.records, evidence.source, next(filter(None, pilots)))
+    return Page(evidence, beside)
 
 
 def report_study(

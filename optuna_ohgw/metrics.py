@@ -56,7 +56,7 @@ def times(table: pd.DataFrame, records: Records, targets: list[float]) -> pd.Dat
     spent = table.groupby(CELL)[columns].max().rename(columns=dict(zip(columns, BUDGETS, strict=True)))
     budgets = own.join(spent.add_prefix("budget_"), on=CELL).fillna(0.0)
     parts = []
-    for target in targets:
+    for target in dict.fromkeys(targets):
         first = table[table["val_accuracy"] >= target].groupby(CELL)[columns].first()
         first.columns = pd.Index(BUDGETS)
         part = budgets.join(first, on=CELL)

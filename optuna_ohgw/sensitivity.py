@@ -31,7 +31,8 @@ class Sensitivity:
     Attributes:
         points: One row a seed and η_h: ``eta_h``, ``seed``, ``log_ratio`` (natural, of min(T, C)).
         grid: Values of η_h of the curve, shape (grid,).
-        fit: LOESS of the log ratio over log10 η_h, as a ratio. It smooths: above a convex curve.
+        fit: LOESS of the log ratio over log10 η_h, as a ratio: of means, which single seeds can pull
+            (Hodges-Lehmann ratios are not so easily); above a convex curve, being a smooth.
         low: Low end of the 95% band over resampled seeds, as a ratio, of this smooth; ``high`` the high end.
         high: See ``low``.
         curvature: Second derivative of a parabola through the log ratio, per decade² of η_h;
@@ -157,7 +158,11 @@ def _points(times: pd.DataFrame, default_eta: float, base: str, reference: str) 
 
 def _paired(times: pd.DataFrame, variation: str, reference: str) -> pd.DataFrame:
     """Return the log ratios of T@τ in mbu, one row a seed that has both cells; the index is the seed."""
+    if times["target"].nunique() > 1:
+        raise ValueError(f"times are of several targets, {sorted(set(times['target']))}; give one's rows")
     columns = ["mbu", "budget_mbu"]
+    # A target asked for twice is one target, not twice the seeds.
+    times = times.drop_duplicates(["variation", "seed"])
     own, theirs = (times[times["variation"] == v].set_index("seed")[columns] for v in (variation, reference))
     both = own.merge(theirs, left_index=True, right_index=True, suffixes=("", "_reference"))
     values = log_ratios(*(both[c].to_numpy(dtype=float) for c in both.columns))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import math
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.storages import BaseStorage
@@ -21,8 +23,16 @@ from optuna_ohgw.errors import UserError
 from optuna_ohgw.pruner import is_interrupted
 from optuna_ohgw.spec import StudySpec
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 SENT = "tracked"
+REPORT = "report"
 _MILLISECONDS = 1000
+_BATCH = 1000  # metrics that MLflow takes in one request
+_WAIT_S = 30  # for an answer, unless the service's own variable says otherwise
+_PAUSE_S = 600.0
+_paused_until: dict[str, float] = {}  # service: monotonic seconds; else each cell would wait for it again
 log = logging.getLogger("optuna_ohgw.tracking")
 
 
@@ -47,12 +57,14 @@ class Tracked:
 
 
 def check_tracking(spec: StudySpec) -> None:
-    """Raise a UserError if a package is missing that the study's ``tracking`` needs."""
+    """Raise a UserError if a package or a key is missing that the study's ``tracking`` needs."""
     if spec.tracking is not None and importlib.util.find_spec(spec.tracking) is None:
         raise UserError(
             f"tracking: the package {spec.tracking} is not installed; "
             f"pip install 'optuna-ohgw[{spec.tracking}]'"
         )
+    if spec.tracking == "wandb" and not _wandb_has_key():
+        raise UserError("tracking: wandb has no API key; run 'wandb login', or set WANDB_MODE=offline")
 
 
 def tracked(trial: FrozenTrial, cell: Cell) -> Tracked:
@@ -90,102 +102,148 @@ def send_cell(storage: BaseStorage, spec: StudySpec, cell: Cell) -> int:
     """Send the ended trials of a cell that were not sent before; return their number.
 
     What was sent is kept in the cell's study. An interrupted trial is not sent, its retry is. A service
-    that fails does not end the study: a warning says so, and the next run sends what is left.
+    that fails does not end the study: a warning says so, nothing is sent for ten minutes, and a later
+    cell or the next run sends what is left.
     """
-    if spec.tracking is None:
+    if spec.tracking is None or _is_paused(spec.tracking):
         return 0
     send = {"mlflow": _to_mlflow, "wandb": _to_wandb}[spec.tracking]
     study = optuna.load_study(study_name=cell.name, storage=storage)
     sent = dict(study.user_attrs.get(SENT, {}))
     done = list(sent.get(spec.tracking, []))
-    count = 0
+    before = len(done)
     for trial in study.get_trials(deepcopy=False):
         if trial.number in done or not trial.state.is_finished() or is_interrupted(trial):
             continue
         if not _try(partial(send, spec, cell, trial), spec):
             break
         done.append(trial.number)
-        count += 1
-    if count:
+        # At once: a run that is killed meanwhile would send the cell's trials twice.
         study.set_user_attr(SENT, {**sent, spec.tracking: done})
-    return count
+    return len(done) - before
 
 
 def send_report(spec: StudySpec, folder: Path) -> bool:
-    """Send a report's files as artifacts of a run named ``report``; return whether it worked."""
-    if spec.tracking is None:
+    """Send a report's files as artifacts of the one run named ``report``; return whether it worked."""
+    if spec.tracking is None or _is_paused(spec.tracking):
         return False
     send = {"mlflow": _report_to_mlflow, "wandb": _report_to_wandb}[spec.tracking]
     return _try(partial(send, spec, folder), spec)
 
 
+def _is_paused(service: str) -> bool:
+    return time.monotonic() < _paused_until.get(service, 0.0)
+
+
 def _try(action: Callable[[], None], spec: StudySpec) -> bool:
     try:
-        action()
+        with _quiet():
+            action()
     except Exception as error:  # whatever a service raises, the study goes on
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         log.warning(
-            "tracking: %s could not be reached (%s); run the same command again to send the rest",
-            spec.tracking,
-            first,
+            "tracking: %s failed (%.200s); run the same command again to send the rest", spec.tracking, first
         )
+        _paused_until[str(spec.tracking)] = time.monotonic() + _PAUSE_S
         return False
     return True
 
 
-def _open_mlflow(spec: StudySpec) -> None:
-    """Choose server and experiment: MLflow's own variable, else a database in the output folder."""
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the clients' own lines about set-up and retries off the console."""
+    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic", "urllib3.connectionpool")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _open_mlflow(spec: StudySpec) -> tuple[MlflowClient, str]:
+    """Return a client and the experiment: MLflow's own variable, else a database in the output folder."""
+    # Its own defaults wait four minutes for a server that is not there.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(_WAIT_S))
     import mlflow
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    if os.environ.get("MLFLOW_TRACKING_URI"):
-        mlflow.set_experiment(spec.name)
-        return
     folder = spec.folder.resolve()
-    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
-    if mlflow.get_experiment_by_name(spec.name) is None:
-        mlflow.create_experiment(spec.name, artifact_location=(folder / "mlflow-artifacts").as_uri())
-    mlflow.set_experiment(spec.name)
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    client = mlflow.MlflowClient(uri or f"sqlite:///{folder / 'mlflow.db'}")
+    known = client.get_experiment_by_name(spec.name)
+    if known is not None:
+        return client, known.experiment_id
+    place = None if uri else (folder / "mlflow-artifacts").as_uri()
+    return client, client.create_experiment(spec.name, artifact_location=place)
 
 
 def _to_mlflow(spec: StudySpec, cell: Cell, trial: FrozenTrial) -> None:
-    # optuna-integration's callbacks are deprecated and send one value, no curve.
-    import mlflow
-    from mlflow.entities import Metric
+    # optuna-integration's callback is deprecated and sends the value alone, no curve. The client, not
+    # mlflow.start_run: a run that the caller has open stays as it is.
+    from mlflow.entities import Metric, Param
 
-    _open_mlflow(spec)
     row = tracked(trial, cell)
-    with mlflow.start_run(run_name=row.name, tags=row.tags) as run:
-        metrics = [
-            Metric(name, value, int(wall * _MILLISECONDS), epoch)
-            for epoch, (wall, values) in enumerate(row.curve, start=1)
-            for name, value in values.items()
-        ]
-        # A batch may hold a thousand.
-        for i in range(0, len(metrics), 1000):
-            mlflow.MlflowClient().log_batch(run.info.run_id, metrics=metrics[i : i + 1000])
-        mlflow.log_params(row.params)
-        mlflow.log_metrics(row.costs)
+    start, end = (
+        None if moment is None else int(moment.timestamp() * _MILLISECONDS)
+        for moment in (trial.datetime_start, trial.datetime_complete)
+    )
+    metrics = [
+        Metric(name, value, int(wall * _MILLISECONDS), epoch)
+        for epoch, (wall, values) in enumerate(row.curve, start=1)
+        for name, value in values.items()
+    ]
+    metrics += [Metric(name, value, end or 0, 0) for name, value in row.costs.items()]
+    client, experiment = _open_mlflow(spec)
+    run = client.create_run(experiment, start_time=start, tags=row.tags, run_name=row.name).info.run_id
+    try:
+        client.log_batch(run, params=[Param(name, str(value)) for name, value in row.params.items()])
+        for i in range(0, len(metrics), _BATCH):
+            client.log_batch(run, metrics=metrics[i : i + _BATCH])
+    except Exception:
+        # The trial will be sent again, under a run of its own.
+        client.set_terminated(run, "FAILED")
+        raise
+    client.set_terminated(run, end_time=end)
 
 
 def _report_to_mlflow(spec: StudySpec, folder: Path) -> None:
-    import mlflow
+    client, experiment = _open_mlflow(spec)
+    known = client.search_runs([experiment], f"attributes.run_name = '{REPORT}'", max_results=1)
+    run = known[0].info.run_id if known else client.create_run(experiment, run_name=REPORT).info.run_id
+    client.log_artifacts(run, str(folder), artifact_path=REPORT)
+    client.set_terminated(run)
 
-    _open_mlflow(spec)
-    with mlflow.start_run(run_name="report"):
-        mlflow.log_artifacts(str(folder), artifact_path="report")
+
+def _wandb_has_key() -> bool:
+    """Return whether wandb needs no key or has one; else it asks for one in the middle of a run."""
+    import wandb
+
+    if wandb.setup().settings.mode in ("offline", "disabled", "dryrun"):
+        return True
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    except wandb.Error as error:
+        raise UserError(f"tracking: {error}; run 'wandb login', or set WANDB_MODE=offline") from None
+
+
+def _open_wandb(spec: StudySpec, **of_run: Any) -> Any:
+    import wandb
+
+    # The console is the study's own. A run that the caller has open stays as it is.
+    settings = wandb.Settings(silent=True, console="off", init_timeout=_WAIT_S)
+    return wandb.init(
+        project=spec.name, dir=str(spec.folder), settings=settings, reinit="create_new", **of_run
+    )
 
 
 def _to_wandb(spec: StudySpec, cell: Cell, trial: FrozenTrial) -> None:
-    import wandb
-
+    # optuna-integration's callback is deprecated and sends the value alone, no curve.
     row = tracked(trial, cell)
-    where: dict[str, Any] = {"project": spec.name, "group": row.tags["variation"], "name": row.name}
-    where |= {"dir": str(spec.folder)}
-    quiet = wandb.Settings(silent=True)
-    with wandb.init(
-        **where, settings=quiet, config={**row.params, **row.tags}, reinit="finish_previous"
-    ) as run:
+    config = {**row.params, **row.tags}
+    with _open_wandb(spec, group=row.tags["variation"], name=row.name, config=config) as run:
         for epoch, (_, values) in enumerate(row.curve, start=1):
             run.log(values, step=epoch)
         run.summary.update(row.costs)
@@ -194,8 +252,7 @@ def _to_wandb(spec: StudySpec, cell: Cell, trial: FrozenTrial) -> None:
 def _report_to_wandb(spec: StudySpec, folder: Path) -> None:
     import wandb
 
-    where = {"project": spec.name, "name": "report", "dir": str(spec.folder)}
-    with wandb.init(**where, settings=wandb.Settings(silent=True), reinit="finish_previous") as run:
-        artifact = wandb.Artifact(f"{spec.name}-report", type="report")
+    with _open_wandb(spec, id=REPORT, resume="allow", name=REPORT) as run:
+        artifact = wandb.Artifact(f"{spec.name}-{REPORT}", type=REPORT)
         artifact.add_dir(str(folder))
         run.log_artifact(artifact)

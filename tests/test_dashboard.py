@@ -226,9 +226,9 @@ def test_an_idle_connection_does_not_hold_up_others(storage: BaseStorage) -> Non
     with make_dashboard(storage, "127.0.0.1", 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = ("127.0.0.1", server.server_port)
-        with socket.create_connection(address):
-            with urllib.request.urlopen(f"http://127.0.0.1:{address[1]}/api/studies", timeout=5) as answer:
-                assert len(json.load(answer)["study_summaries"]) == len(CELLS)
+        url = f"http://127.0.0.1:{address[1]}/api/studies"
+        with socket.create_connection(address), urllib.request.urlopen(url, timeout=5) as answer:
+            assert len(json.load(answer)["study_summaries"]) == len(CELLS)
         server.shutdown()
 
 

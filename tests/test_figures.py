@@ -313,13 +313,13 @@ class TestBestValue:
         assert middle.line.shape == "hv"
 
     def test_stops_where_fewer_than_half_are_observed(self) -> None:
-        ends = {0: 100, 1: 200, 2: 300, 3: 1000}
+        ends = {0: 100, 1: 200, 2: 300, 3: 1000, 4: 2000}
         curves = curves_of({(ONE, s): [(10, 0.1 * (s + 1)), (end, 0.9)] for s, end in ends.items()})
         middle = by_name(figures.best_value(curves, "s", []), ONE)
-        # Two of four cells go on until 300, one until 1000.
+        # Three of five cells go on until 300, two until 1000.
         assert 280 < middle.x[-1] <= 300
         beyond = [y for x, y in zip(middle.x, middle.y, strict=True) if 105 < x < 195]
-        assert beyond == pytest.approx([0.3] * len(beyond))
+        assert beyond == pytest.approx([0.35] * len(beyond))
         assert beyond
 
     def test_a_cell_that_only_diverged_counts_as_not_observed(self) -> None:
@@ -363,6 +363,7 @@ class TestPairedTimes:
             *((BASE, 2, 9000, 3000), (ONE, 2, 900, 4000)),  # the baseline did not
             *((BASE, 3, 9000, 3000), (ONE, 3, 9000, 4000)),  # neither did
             *((BASE, 4, 3500, 5000), (ONE, 4, 700, 2000)),  # the baseline only beyond the shared budget
+            *((BASE, 6, 600, 3000), (ONE, 6, 3500, 4000)),  # the variation only beyond it
             (ONE, 5, 800, 4000),  # no pair
         ]
     )
@@ -376,6 +377,7 @@ class TestPairedTimes:
             ("seed 2", 3000, 900, "triangle-right-open"),
             ("seed 3", 3000, 3000, "triangle-ne-open"),
             ("seed 4", 2000, 700, "triangle-right-open"),
+            ("seed 6", 600, 3000, "triangle-up-open"),
         ]
         assert points.marker.color == style(ONE)[0]
 

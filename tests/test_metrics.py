@@ -103,6 +103,10 @@ class TestTimes:
             (B, 0.95, False, 0),
         ]
 
+    def test_a_target_named_twice_counts_once(self) -> None:
+        records = stored({(A, 0): [{"accuracy": [0.9]}]})
+        assert len(times(curves(records), records, [0.5, 0.9, 0.5])) == 2
+
     def test_pilots_are_left_out(self) -> None:
         records = stored({(A, 7): [{"accuracy": [0.9]}]})
         assert times(curves(records), records, [0.5]).empty

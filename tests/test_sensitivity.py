@@ -153,6 +153,17 @@ class TestKeptSpeedup:
         assert math.isnan(kept.value)
         assert "ratio 0.81 clean" in why
 
+    def test_a_target_asked_for_twice_is_not_twice_the_seeds(self) -> None:
+        clean, noisy = pair_of(0.7, 8), pair_of(0.85, 8, rng=1)
+        once = kept_speedup(clean, noisy, "asha-ohgw-1step")
+        twice = kept_speedup(*(pd.concat([t, t]) for t in (clean, noisy)), "asha-ohgw-1step")
+        assert once == twice
+
+    def test_rows_of_several_targets_are_refused(self) -> None:
+        both = pd.concat([pair_of(0.7), pair_of(0.7).assign(target=0.8)])
+        with pytest.raises(ValueError, match=r"several targets, \[0.8, 0.9\]"):
+            kept_speedup(both, pair_of(0.8), "asha-ohgw-1step")
+
     def test_too_few_seeds_with_all_four_cells(self) -> None:
         noisy = pair_of(0.8)
         kept, why = kept_speedup(pair_of(0.7), noisy[noisy["seed"] == 0], "asha-ohgw-1step")

@@ -35,9 +35,7 @@ class TestTracked:
         }
         assert row.params["suggested_lr"] == pytest.approx(1e-3)
         assert row.params["trained_lr"] == pytest.approx(1e-3 * 10**-1e-4)
-        assert set(row.params) == {
-            f"{k}_{p}" for k in ("suggested", "trained") for p in ("lr", "momentum", "magnitude")
-        }
+        assert set(row.params) == {f"{kind}_{name}" for kind in ("suggested", "trained") for name in RANGES}
         (first_wall, first), (_, second) = row.curve
         assert first_wall == pytest.approx(START + 1.6)
         assert (first["mbu"], first["val_accuracy"], first["warm_s"]) == (15.0, 0.3, 0.5)

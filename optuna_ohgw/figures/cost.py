@@ -48,7 +48,7 @@ def overhead_bars(cells: pd.DataFrame, source: str, reference: str = BASELINE) -
     where = "GPU" if memory == "peak_vram" else "process"
     shown = {
         "overhead_mbu": ("mini-batch units", "over training", None),
-        "overhead_s": ("device seconds", "over training", 0.05),
+        "overhead_s": ("device seconds", "over train + eval", 0.05),
         "overhead_flops": ("FLOPs", "over training", None),
         "memory": (f"peak memory ({where})", "over the baseline's", 0.10),
     }

@@ -120,7 +120,7 @@ def paired_times(
     figure.update_annotations(font={"size": 11})
     every = np.concatenate([table[["x", "y"]].to_numpy().ravel() for table in pairs.values()])
     low, high = every.min() / 1.25, every.max() * 1.25
-    ends, ticks = rounded([low, high]), log_ticks(low, high)
+    ends, ticks = rounded([low, high]), log_ticks(low, high, 4)
     for i, (variation, table) in enumerate(pairs.items()):
         place, (color, _, _) = panels.place(i), style(variation)
         quiet = {"mode": "lines", "hoverinfo": "skip", "showlegend": False, **place}
@@ -223,4 +223,5 @@ def _says(row: Any) -> str:
     ends = f" [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]" if math.isfinite(row["ratio_low"]) else ""
     unknown = f", {row['unknown']} unordered" if row["unknown"] else ""
     p = f"p = {row['p_holm']:.2g} (Holm)" if row["enough"] else "too few pairs for a test"
-    return f"ratio {row['ratio']:.2f}{ends}<br>{count(int(row['pairs']), 'pair')}{unknown}<br>{p}"
+    ratio = f"ratio {row['ratio']:.2f}{ends}" if math.isfinite(row["ratio"]) else "no ratio"
+    return f"{ratio}<br>{count(int(row['pairs']), 'pair')}{unknown}<br>{p}"

@@ -46,8 +46,9 @@ def run(
     """Train every variation of a study with paired seeds; run it again to continue."""
     console = _console(quiet=quiet)
     spec = _load(study, overrides, smoke)
-    from optuna_ohgw import runner
+    from optuna_ohgw import runner, tracking
 
+    tracking.check_tracking(spec)
     level = logging.DEBUG if verbose else logging.INFO
     try:
         ran = runner.run(spec, console, level)
@@ -56,7 +57,6 @@ def run(
         raise typer.Exit(130) from None
     if not ran:
         console.print(f"{spec.name} is finished; nothing was left to do")
-    from optuna_ohgw import tracking
     from optuna_ohgw.cells import cells_of
     from optuna_ohgw.report import report_study
     from optuna_ohgw.show import print_lines, print_summary
@@ -64,12 +64,11 @@ def run(
     storage = _existing(spec)
     page, files = report_study(storage, spec, study, smoke=smoke)
     if spec.tracking is not None:
-        tracking.check_tracking(spec)
         for cell in cells_of(spec):
             tracking.send_cell(storage, spec, cell)
         tracking.send_report(spec, files[0].parent)
     again = _again(study, overrides, smoke)
-    print_summary(page.evidence, console)
+    print_summary(page, console)
     look = (
         "",
         "Look further:",
@@ -119,7 +118,7 @@ def report(
 
     spec, console = _load(study, overrides, smoke), _console()
     page, files = report_study(_existing(spec), spec, study, smoke=smoke, pdf=pdf)
-    print_summary(page.evidence, console)
+    print_summary(page, console)
     print_lines(["", *map(str, files)], console)
 
 

@@ -144,6 +144,8 @@ def figure(row: Mapping[Any, Any]) -> str:
     """Return the ratio of a row of ``comparisons`` with its interval, in words."""
     if math.isnan(row["ratio"]):
         return f"no ratio ({_pairs(row)})"
+    if 2 * row["unknown"] >= row["pairs"]:
+        return f"ratio not known ({_pairs(row)})"
     if math.isnan(row["ratio_low"]):
         return f"ratio {row['ratio']:.2f} (no interval)"
     return f"ratio {row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
@@ -177,13 +179,16 @@ def _pairs(row: Mapping[Any, Any]) -> str:
     parts = [count(row["pairs"], "pair")]
     if row["unknown"]:
         parts.append(f"{row['unknown']} of unknown order")
+    half_known = row["censored"] + row["reference_censored"] - 2 * row["unknown"]
+    if half_known:
+        parts.append(f"{half_known} with one time censored")
     if row["missing"]:
         parts.append(f"{count(row['missing'], 'seed')} without the pair")
     return ", ".join(parts)
 
 
 def _p(p: float) -> str:
-    return "0.001" if p < 0.001 else f"{p:.2g}"
+    return "0.001" if p < 0.001 else f"{p:.3g}"
 
 
 def count(n: int, what: str) -> str:

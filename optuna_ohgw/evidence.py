@@ -191,6 +191,9 @@ def _of_variation(variation: str, own: pd.DataFrame) -> list[str]:
     if len(nothing):
         why = nothing["reason"].iloc[-1]
         lines.append(f"{variation}: every trial failed in {_seeds(nothing)} ({why}).")
+    bare = own[own["finished"] & own["final_val"].isna()]
+    if len(bare):
+        lines.append(f"{variation}: every trial diverged in {_seeds(bare)}.")
     going = unfinished.drop(nothing.index)
     if len(going):
         lines.append(f"{variation}: {_seeds(going)} of {total} not finished; what there is of them counts.")

@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 NEIGHBOURS = 4
 GRID = 41
 RESAMPLES = 500
-_POINTS = ["eta_h", "seed", "log_ratio"]
+_POINTS = ["eta_h", "seed", "log_ratio", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Sensitivity:
     """T@τ over the baseline's as a function of η_h.
 
     Attributes:
-        points: One row a seed and η_h: ``eta_h``, ``seed``, ``log_ratio`` (natural, of min(T, C)).
+        points: One row a seed and η_h: ``eta_h``, ``seed``, ``log_ratio`` (natural, of min(T, C)) and
+            ``unknown``, whether neither cell reached the target, so that the log ratio is 0.
         grid: Values of η_h of the curve, shape (grid,).
         fit: LOESS of the log ratio over log10 η_h, as a ratio: of means, which single seeds can pull
             (Hodges-Lehmann ratios are not so easily); above a convex curve, being a smooth.
@@ -165,8 +166,10 @@ def _paired(times: pd.DataFrame, variation: str, reference: str) -> pd.DataFrame
     times = times.drop_duplicates(["variation", "seed"])
     own, theirs = (times[times["variation"] == v].set_index("seed")[columns] for v in (variation, reference))
     both = own.merge(theirs, left_index=True, right_index=True, suffixes=("", "_reference"))
+    shared = both[["budget_mbu", "budget_mbu_reference"]].min(axis=1)
+    unknown = ~(both["mbu"] <= shared) & ~(both["mbu_reference"] <= shared)
     values = log_ratios(*(both[c].to_numpy(dtype=float) for c in both.columns))
-    return pd.DataFrame({"log_ratio": values}, index=both.index)
+    return pd.DataFrame({"log_ratio": values, "unknown": unknown}, index=both.index)
 
 
 def _why_not(target: float | None, etas: Array, seeds: int) -> str | None:

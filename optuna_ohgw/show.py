@@ -17,12 +17,23 @@ if TYPE_CHECKING:
 
     from optuna_ohgw.evidence import Evidence
     from optuna_ohgw.records import Records
+    from optuna_ohgw.report import Page
 
+_CRITERIA = {
+    "1": "At least 15% sooner",
+    "2": "Final value at most 0.2% lower",
+    "3a": "Device time at most 5% more",
+    "3b": "Peak memory at most 10% more",
+    "4": "Standard deviation at most 10% more",
+}
 _OUTCOMES = {"pass": "pass", "fail": "fail", "undecided": "?"}
 
 
-def print_summary(evidence: Evidence, console: Console) -> None:
+def print_summary(page: Page, console: Console) -> None:
     """Print one row a variation and the sentence on each."""
+    from optuna_ohgw.report.blocks import sentences
+
+    evidence = page.evidence
     spec = evidence.records.spec
     pairing = "paired" if spec.sampler in HISTORY_FREE else "seed-paired only"
     title = f"{spec.name}: medians over {len(spec.seeds)} {pairing} seeds"
@@ -51,7 +62,7 @@ def print_summary(evidence: Evidence, console: Console) -> None:
     )
     if evidence.pilot is not None:
         console.print("τ*: the highest target that at least 90% of the pilot's seeds reach.")
-    for line in ["", *evidence.sentences, *evidence.missing]:
+    for line in ["", *sentences(page), *evidence.missing]:
         console.print(line, highlight=False, markup=False)
 
 
@@ -83,14 +94,19 @@ def print_comparison(studies: Sequence[Evidence], console: Console) -> None:
                 *(_OUTCOMES[outcome.get(key, "undecided")] for key in ("1", "2", "3a", "3b", "4")),
             )
         console.print(shown)
-        print_lines(one.missing, console)
-    shares = across_studies({one.spec.name: one.verdicts for one in studies})
-    lines = [
-        f"{r['variation']}: at least 15% sooner in {r['passed']} of {r['studies']} studies, "
-        f"{r['undecided']} undecided; asked are {r['bar']:.0%}: {r['outcome']}"
-        for r in shares.to_dict("records")
-    ]
-    print_lines(["", *lines], console)
+        for line in [*one.sentences, *one.missing, ""]:
+            console.print(line, highlight=False, markup=False)
+    tasks = [one.spec.task for one in studies]
+    if any(tasks.count(task) > 1 for task in tasks):
+        print_lines(["Some of these are forms of one task: they are not independent studies."], console)
+    for key, what in _CRITERIA.items():
+        shares = across_studies({one.spec.name: one.verdicts for one in studies}, key)
+        lines = [
+            f"  {r['variation']}: passed in {r['passed']} of {r['studies']} studies, "
+            f"{r['undecided']} undecided; {r['outcome']}"
+            for r in shares.to_dict("records")
+        ]
+        print_lines([f"{what} (asked in 75% of the studies):", *lines], console)
     eta = studies[0].spec.warm_start.eta_h
     sweeps = {
         one.spec.name: eta_sensitivity(one.times, one.primary, one.spec.warm_start.eta_h) for one in studies

@@ -11,7 +11,7 @@ import pandas as pd
 
 from optuna_ohgw.comparison import ALPHA, CONTROLS, comparisons, count, faster, figure, paired
 from optuna_ohgw.statistics import Estimate, paired_difference, sd_ratio
-from optuna_ohgw.variations import BASELINE, base_of
+from optuna_ohgw.variations import BASELINE, base_of, eta_of
 
 __all__ = ["CONTROLS", "across_studies", "comparisons", "overall", "verdicts"]
 
@@ -51,7 +51,6 @@ def verdicts(
     for comparison in chosen.to_dict("records"):
         variation = comparison["variation"]
         pair = at_target, variation, reference
-        memory = _which_memory(cells, variation, reference)
         rows += [
             {"variation": variation} | row
             for row in (
@@ -60,7 +59,7 @@ def verdicts(
                 _cost_criterion(
                     cells, variation, reference, "3a", "device time an epoch", "device_s_per_epoch", 0.05
                 ),
-                _cost_criterion(cells, variation, reference, "3b", *memory, 0.10),
+                _memory_criterion(cells, variation, reference),
                 _spread_criterion(*pair, budget),
             )
         ]
@@ -116,7 +115,7 @@ def overall(
         own = criteria[criteria["variation"] == variation]
         outcomes = dict(zip(own["criterion"], own["outcome"], strict=True))
         decided = set(outcomes.values()) != {"undecided"}
-        parts = [f"{variation}: {row['says']}", _outcomes(outcomes) if decided else ""]
+        parts = [f"{variation}, T@{target:.4g}: {row['says']}", _outcomes(outcomes) if decided else ""]
         mine = controls[controls["variation"] == variation].to_dict("records")
         if base_of(variation) in CONTROLS:
             parts += _beside(mine, baseline, passed=outcomes.get("1") == "pass")
@@ -192,6 +191,14 @@ def _by_interval(key: str, ask: str, bar: float, estimate: Estimate, n: int) -> 
     return _criterion(key, ask, bar, estimate, n, outcome, why)
 
 
+def _memory_criterion(cells: pd.DataFrame, variation: str, reference: str) -> dict[str, object]:
+    what, column = _which_memory(cells, variation, reference)
+    row = _cost_criterion(cells, variation, reference, "3b", what, column, 0.10)
+    if column == "peak_ram" and row["n"]:
+        row["why"] = f"{row['why']}; it is the whole process, in which a small difference does not show"
+    return row
+
+
 def _which_memory(cells: pd.DataFrame, variation: str, reference: str) -> tuple[str, str]:
     if "peak_vram" in cells.columns:
         own = cells[cells["variation"].isin([variation, reference])]
@@ -238,9 +245,19 @@ def _beside(
             parts.append(f"no more is known of its gradient-free control {control}")
             continue
         own = f", which has {figure(baseline[control])} to the baseline" if control in baseline else ""
-        parts.append(f"{figure(row)} to its gradient-free control {control}{own}")
+        parts.append(f"{figure(row)} to its gradient-free control {control}{_unlike(row)}{own}")
         if not row["ratio_high"] < 1:
             unbeaten.append(control)
     if passed and unbeaten:
         parts.append(f"it does not beat {' nor '.join(unbeaten)}, so the gradient is not what helps")
     return parts
+
+
+def _unlike(row: Mapping[Any, Any]) -> str:
+    """Return in what a control differs from its twin, where none that is alike was run."""
+    variation, control = str(row["variation"]), str(row["against"])
+    if base_of(variation) == "asha-ohgw-3step" and base_of(control) == "asha-random-warm":
+        return " (one step; asha-random-3step was not run)"
+    if eta_of(variation) is not None and eta_of(control) is None and base_of(control) != "asha-lr-grid":
+        return " (at the study's own η_h)"
+    return ""

@@ -122,7 +122,13 @@ def finish(cell: Cell) -> None:
         best = best_trial(study)
         if best is None:
             _raise_if_failed(study, cell, folder)
-        if best is None or FINAL in study.user_attrs:
+        if FINAL in study.user_attrs:
+            return
+        if best is None:
+            if any(t.state == TrialState.PRUNED for t in study.get_trials(deepcopy=False)):
+                study.set_user_attr(
+                    FINAL, dict.fromkeys(("trial", "val_accuracy", "test_accuracy", "test_loss"))
+                )
             return
         study.set_user_attr(FINAL, _final(study, best, cell, folder))
     except Interrupted:

@@ -93,7 +93,7 @@ def sweep(reason: str | None = None, points: int = 4) -> Sensitivity:
     rows = [(e, s, math.log(r)) for s, r in ((0, 0.5), (1, 2.0)) for e in etas][:points]
     grid = np.array([]) if reason else np.array(etas)
     low, fit, high = (grid * 0 + v for v in (0.6, 0.9, 1.3))
-    table = pd.DataFrame(rows, columns=["eta_h", "seed", "log_ratio"])
+    table = pd.DataFrame(rows, columns=["eta_h", "seed", "log_ratio"]).assign(unknown=False)
     return Sensitivity(table, grid, fit, low, high, Estimate(0.3, 0.1, 0.5), None, reason)
 
 
@@ -518,6 +518,14 @@ class TestEtaSensitivity:
         assert figure.data[0].y == (1.3, 1.3)
         assert "curvature 0.30 [0.10, 0.50]" in words(figure)
         assert figure.layout.xaxis.type == "log"
+
+    def test_pairs_of_unknown_order_are_hollow_and_counted(self) -> None:
+        given = sweep()
+        given.points.loc[0, "unknown"] = True
+        figure = eta_sensitivity(given, "s.yaml")
+        (points,) = markers(figure)
+        assert list(points.marker.symbol) == ["circle-open", "circle", "circle", "circle"]
+        assert "1 of 4 pairs of unknown order" in words(figure)
 
     def test_points_without_a_curve_say_why(self) -> None:
         figure = figures.eta_sensitivity(sweep("only two values of η_h < 4"), "s")

@@ -12,13 +12,14 @@ import pandas as pd
 import pytest
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
-from planted import FOUR, grown_storage, plant_cell, planted_spec, planted_trial
+from planted import FOUR, grown_storage, plant_cell, planted_spec, planted_storage, planted_trial
 
 from optuna_ohgw.beside import Side
 from optuna_ohgw.cells import Cell
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.evidence import gather
 from optuna_ohgw.report import Page, markdown, write_report
+from optuna_ohgw.report.blocks import sentences
 from optuna_ohgw.report.write import SCHEMA_VERSION, summary
 
 SPEC = planted_spec(FOUR, range(8), pilot_seeds=(100, 101))
@@ -281,3 +282,38 @@ def test_cell_figures_are_by_the_names_of_the_cells_studies(page: Page) -> None:
     assert len(figures) == 34
     assert set(figures["planted/asha-ohgw-1step/seed-0003"]) == {"learning-curves", "workers", "psi-shift"}
     assert "planted/pilot/seed-0100" in figures
+
+
+@pytest.mark.parametrize("role_of_own", ["clean", "noisy"])
+def test_label_noise_is_told_apart_whichever_study_the_report_is_of(role_of_own: str) -> None:
+    noise = {"data": "digits", "model": "mlp", "epochs": 27, "validation_images": 360, "label_noise": 0.1}
+    clean_spec, noisy_spec = planted_spec(seeds=range(8)), planted_spec(seeds=range(8), task=noise)
+    baseline = {s: 1000.0 + 10 * s for s in range(8)}
+
+    def planted(spec: Any, ratio: float) -> Any:
+        factor = {"asha-baseline": 1.0, "asha-ohgw-1step": ratio}
+        times = {(v, s): (t * f, 5000.0) for s, t in baseline.items() for v, f in factor.items()}
+        return gather(planted_storage(times, spec), spec, f"{ratio}.yaml")
+
+    clean, noisy = planted(clean_spec, 0.6), planted(noisy_spec, 0.8)
+    own, other = (clean, noisy) if role_of_own == "clean" else (noisy, clean)
+    (row,) = Page(own, (Side(other.source, "noise", other),)).noise.to_dict("records")
+    assert (row["clean"], row["source"]) == ("0.6.yaml", "0.8.yaml")
+    assert row["value"] == pytest.approx((1 - 0.8) / (1 - 0.6))
+
+
+def test_both_bootstrap_forms_stand_in_verdict_and_note(page: Page) -> None:
+    form = "With bootstrap_count 0 (boot.yaml): asha-ohgw-1step"
+    assert any(sentence.startswith(form) for sentence in sentences(page))
+    assert "With bootstrap\\_count 0 (boot.yaml): asha-ohgw-1step" in markdown(page)
+
+
+@pytest.mark.slow
+def test_a_large_study_is_one_page_of_less_than_8_mb(tmp_path: Path) -> None:
+    spec = planted_spec(
+        FOUR, range(32), epochs=30, trials=50, scheduler={"min_resource": 30, "reduction_factor": 3}
+    )
+    records = gather(grown_storage(spec, trials=50, epochs=30, workers=4), spec, "big.yaml")
+    assert len(records.records.steps) > 150_000
+    write_report(Page(records), tmp_path)
+    assert (tmp_path / "report.html").stat().st_size < 8e6

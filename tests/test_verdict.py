@@ -217,7 +217,7 @@ class TestSays:
             comparisons(table({BASE: EIGHT[:6]} | values)), budget="mbu", kind="baseline", variation=ONE
         )
         assert found["p"] < 0.05
-        assert "p cannot be below 0.031, 0.094 after Holm" in found["says"]
+        assert "p cannot be below 0.0312, 0.0938 after Holm" in found["says"]
 
     def test_pairs_of_unknown_order_do_not_make_enough(self) -> None:
         own, base = np.full(20, INF), np.full(20, INF)
@@ -460,7 +460,7 @@ class TestOverall:
     def sentences(self, values: pd.DataFrame) -> dict[str, str]:
         against = comparisons(values)
         lines = overall(against, verdicts(against, even(), values, 0.9), 0.9)
-        return {line.split(":")[0]: line for line in lines}
+        return {line.split(",")[0]: line for line in lines}
 
     def test_a_gradient_that_does_not_beat_its_control_is_not_what_helps(self) -> None:
         base, own = spread_about(0.7, 0.05)
@@ -491,7 +491,7 @@ class TestOverall:
         values = {v: EIGHT * rng.uniform(0.8, 1.25, 8) for v in (BASE, RANDOM, ONE)}
         values[BASE][6:], values[ONE][6:] = INF, INF
         said = self.sentences(table(values))
-        assert said[ONE].startswith(f"{ONE}: nothing shown: ratio ")
+        assert said[ONE].startswith(f"{ONE}, T@0.9: nothing shown: ratio ")
         assert "8 pairs, 2 of unknown order" in said[ONE]
         assert f"its gradient-free control {RANDOM}, which has ratio " in said[ONE]
         assert all(line.endswith(".") and "\n" not in line and "*" not in line for line in said.values())

@@ -117,11 +117,12 @@ def eta_sensitivity(sensitivity: Sensitivity, source: str) -> go.Figure:
         figure.add_scatter(x=x, y=rounded(sensitivity.low), **fill, **edge)
         line = {"color": color, "width": 2}
         figure.add_scatter(x=x, y=rounded(sensitivity.fit), mode="lines", line=line, name="LOESS")
+    symbols = ["circle-open" if unknown else "circle" for unknown in points["unknown"]]
     figure.add_scatter(
         x=rounded(points["eta_h"]),
         y=rounded(np.exp(points["log_ratio"].to_numpy(dtype=float))),
         mode="markers",
-        marker={"color": INK, "size": 7, "opacity": 0.5},
+        marker={"color": INK, "size": 7, "opacity": 0.5, "symbol": symbols},
         name="a seed",
         text=[f"seed {int(s)}" for s in points["seed"]],
         hovertemplate="%{text}: %{y:.2f}<extra></extra>",
@@ -133,4 +134,6 @@ def eta_sensitivity(sensitivity: Sensitivity, source: str) -> go.Figure:
     figure.update_yaxes(title="T@τ over the baseline's (mbu / mbu)", type="log", nticks=6)
     curvature, seeds = sensitivity.curvature, count(points["seed"].nunique(), "seed")
     bent = f"curvature {curvature.value:.2f} [{curvature.low:.2f}, {curvature.high:.2f}] per decade²"
-    return finish(figure, title, source, note=f"{seeds}; {sensitivity.reason or bent}")
+    unknown = int(points["unknown"].sum())
+    open_ended = f"; hollow: {unknown} of {len(points)} pairs of unknown order" if unknown else ""
+    return finish(figure, title, source, note=f"{seeds}; {sensitivity.reason or bent}{open_ended}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from optuna_ohgw.report.page import Page
 
 Block = dict[str, Any]
-BUDGETS = {"mbu": "mini-batch units", "device_s": "device seconds", "wall_s": "wall-clock seconds"}
+BUDGETS = {"mbu": "mini-batch units", "device_s": "device", "wall_s": "wall-clock"}
 COMPARED = [
     "variation",
     "against",
@@ -23,6 +23,7 @@ COMPARED = [
     "target",
     "pairs",
     "faster : slower : unknown",
+    "censored / other's",
     "median / other's",
     "restricted mean / other's",
     "ratio [95%]",
@@ -38,7 +39,7 @@ def sections(page: Page) -> list[Block]:
     missing = [_lines(evidence.missing, "missing")] if evidence.missing else []
     parts: dict[str, list[Block]] = {
         "Verdict": [
-            _lines(evidence.sentences or ["There is no verdict yet."], ""),
+            _lines(sentences(page), ""),
             *missing,
             criteria(evidence),
             _note(notes.CRITERIA),
@@ -71,6 +72,16 @@ def sections(page: Page) -> list[Block]:
     return [
         {"title": title, "id": title.lower().replace(" ", "-"), "blocks": blocks}
         for title, blocks in parts.items()
+    ]
+
+
+def sentences(page: Page) -> list[str]:
+    """Return the verdict in words, that of the other bootstrap forms beside it."""
+    own = page.evidence.sentences or ["There is no verdict yet."]
+    return own + [
+        f"With bootstrap_count {one.spec.scheduler.bootstrap_count} ({one.source}): {sentence}"
+        for one in page.with_role("bootstrap")
+        for sentence in one.sentences
     ]
 
 
@@ -134,7 +145,7 @@ def markdown(page: Page) -> str:
     """Return verdict, gaps and the main tables as Markdown, for the dashboard's note."""
     evidence = page.evidence
     lines = [f"# {_plain(evidence.spec.name)}: does a warm start pay?", "", _plain(page.subtitle()), ""]
-    lines += [f"- {_plain(sentence)}" for sentence in evidence.sentences or ["There is no verdict yet."]]
+    lines += [f"- {_plain(sentence)}" for sentence in sentences(page)]
     if evidence.missing:
         lines += ["", "## What is missing", "", *(f"- {_plain(line)}" for line in evidence.missing)]
     for title, block in (
@@ -155,14 +166,18 @@ def number(value: float, form: str) -> str:
 def _compared(page: Page) -> list[Block]:
     blocks = []
     for budget, name in BUDGETS.items():
-        shown = [page.evidence, *(page.with_role("bootstrap") if budget == "mbu" else [])]
-        rows = [row for one in shown for row in _comparison_rows(one, budget)]
-        blocks.append(_table(f"In pairs, {name}", COMPARED, rows, folded=budget != "mbu"))
+        shown = [page.evidence, *page.with_role("bootstrap")]
+        unit, scale = "", 1.0
+        if budget != "mbu":
+            long = max((one.comparisons["horizon"].max() for one in shown if len(one.comparisons)), default=0)
+            unit, scale = (" hours", 3600.0) if long > 3600 else (" seconds", 1.0)
+        rows = [row for one in shown for row in _comparison_rows(one, budget, scale)]
+        blocks.append(_table(f"In pairs, {name}{unit}", COMPARED, rows, folded=budget != "mbu"))
     absent = [side.absent for side in page.sides if side.role == "bootstrap" and side.absent]
     return blocks + [_note(f"The other bootstrap form is not shown: {why}.") for why in absent]
 
 
-def _comparison_rows(evidence: Evidence, budget: str) -> list[list[str]]:
+def _comparison_rows(evidence: Evidence, budget: str, scale: float) -> list[list[str]]:
     """Return the rows of one study, those of the verdict's target first."""
     table = evidence.comparisons[evidence.comparisons["budget"] == budget]
     table = table.assign(other=table["target"] != evidence.primary).sort_values("other", kind="stable")
@@ -172,10 +187,12 @@ def _comparison_rows(evidence: Evidence, budget: str) -> list[list[str]]:
         rows.append(
             [
                 *(r["variation"], r["against"], str(evidence.spec.scheduler.bootstrap_count)),
-                *(f"{r['target']:.4g}", str(r["pairs"])),
+                f"{r['target']:.4g}{'' if r['other'] else ' (verdict)'}",
+                str(r["pairs"]),
                 f"{r['faster']} : {r['slower']} : {r['unknown']}",
-                f"{number(r['km_median'], form)} / {number(r['km_median_reference'], form)}",
-                f"{number(r['rmst'], form)} / {number(r['rmst_reference'], form)}",
+                f"{r['censored']} / {r['reference_censored']}",
+                f"{number(r['km_median'] / scale, form)} / {number(r['km_median_reference'] / scale, form)}",
+                f"{number(r['rmst'] / scale, form)} / {number(r['rmst_reference'] / scale, form)}",
                 f"{number(r['ratio'], '.2f')}{_ends(r['ratio_low'], r['ratio_high'], '.2f')}",
                 number(r["p_holm"], ".3g") if r["enough"] else f"too few (≥ {floor:.2g})",
                 number(r["p_sign"], ".3g"),
@@ -290,6 +307,6 @@ def _row(values: list[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    for character in "\\`*_[]<>|#":
+    for character in "\\`*_[]<>|#$&~":
         text = text.replace(character, f"\\{character}")
     return text

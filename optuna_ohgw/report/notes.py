@@ -14,9 +14,10 @@ PAIRS = (
     "Ratio: Hodges-Lehmann estimate of T@τ over that of the cell that it is compared with; below 1 is "
     "sooner. Its interval resamples seeds. p: two-sided Wilcoxon signed-rank test on log min(T, C), C the "
     "budget that both cells of a pair had, with Pratt's zeros, after Holm over the variations; the sign "
-    "test stands beside as a check. A pair of which neither cell reached the target is of unknown order: "
-    "it counts as a zero and draws the ratio towards 1. Restricted means are of min(T, h), h the budget to "
-    "which every cell was observed."
+    "test stands beside as a check. A pair of which neither cell reached the target is of unknown order "
+    "and counts as a zero. Any censored time draws ratio and interval towards 1: they are of times cut at "
+    "C, not of what an endless budget would show. p is adjusted for the number of variations, intervals "
+    "are not. Restricted means are of min(T, h), h the budget to which every cell was observed."
 )
 COST = (
     "Overhead: warm starts over training (seconds: over training and evaluation). Memory: the peak over a "
@@ -26,7 +27,8 @@ COST = (
 MOVED = (
     "Moves are in search coordinates (log10 of a log-distributed parameter), sizes in unit coordinates "
     "(bounds mapped to 0 and 1). Divergences are Kullback-Leibler's in nats, each point's own origin left "
-    "out of the search for neighbours; small negative values are noise around 0. Benefit: validation "
+    "out of the search for neighbours; values within twice the noise are none; piled: points "
+    "with others exactly alike, as at a bound. Benefit: validation "
     "accuracy minus that of the baseline's trial of the same configuration, at the last epoch of both."
 )
 FILES = (

@@ -70,19 +70,25 @@ class Page:
     def noise(self) -> pd.DataFrame:
         """Share of the speed-up that is kept under label noise, per variation and noisy study."""
         rows = []
-        clean = self.evidence
-        for side in self.sides:
-            if side.role != "noise" or side.evidence is None:
-                continue
-            noisy = side.evidence
+        for other in self.with_role("noise"):
+            # This study may be the noisy one, and the clean one stand beside it.
+            clean, noisy = sorted((self.evidence, other), key=lambda one: one.spec.task.label_noise)
             for variation in clean.spec.variations:
                 if variation == BASELINE or variation not in noisy.spec.variations:
                     continue
                 kept, why = kept_speedup(
                     _at(clean.times, clean.primary), _at(noisy.times, noisy.primary), variation
                 )
-                rows.append({"source": side.source, "variation": variation, **asdict(kept), "why": why})
-        return pd.DataFrame(rows, columns=["source", "variation", "value", "low", "high", "why"])
+                rows.append(
+                    {
+                        "clean": clean.source,
+                        "source": noisy.source,
+                        "variation": variation,
+                        **asdict(kept),
+                        "why": why,
+                    }
+                )
+        return pd.DataFrame(rows, columns=["clean", "source", "variation", "value", "low", "high", "why"])
 
     def sensitivity_summary(self) -> list[dict[str, Any]]:
         """Return the sweeps as plain values."""

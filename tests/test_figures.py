@@ -522,7 +522,7 @@ class TestEtaSensitivity:
     def test_pairs_of_unknown_order_are_hollow_and_counted(self) -> None:
         given = sweep()
         given.points.loc[0, "unknown"] = True
-        figure = eta_sensitivity(given, "s.yaml")
+        figure = figures.eta_sensitivity(given, "s.yaml")
         (points,) = markers(figure)
         assert list(points.marker.symbol) == ["circle-open", "circle", "circle", "circle"]
         assert "1 of 4 pairs of unknown order" in words(figure)

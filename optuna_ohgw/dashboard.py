@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "summary"
 _DIGESTS = "figures"
+_CARD_PX = 470
 _NOTE = ":note"  # no figure's name: those have no colon
 _INTERVAL_S = 30.0
 log = logging.getLogger("optuna_ohgw.dashboard")
@@ -89,6 +90,7 @@ def _attach(
 
     before = dict(storage.get_study_user_attrs(study_id).get(_DIGESTS, {}))
     drawn = {**{gone: _no_longer(gone) for gone in before if gone not in (_NOTE, *figures)}, **figures}
+    drawn = {key: _fitted(figure) for key, figure in drawn.items()}
     digests = {key: _digest(figure.to_json()) for key, figure in drawn.items()}
     if note is not None:
         digests[_NOTE] = _digest(note)
@@ -104,6 +106,21 @@ def _attach(
                 save_plotly_graph_object(study, drawn[key], graph_object_id=key)
         batch.set_study_user_attr(study_id, _DIGESTS, digests)
     return len(changed)
+
+
+def _fitted(figure: go.Figure) -> go.Figure:
+    """Return a figure no higher than the dashboard's cards, which cut what is below."""
+    import plotly.graph_objects as go
+
+    layout = figure.layout
+    if layout.height is None or layout.height <= _CARD_PX:
+        return figure
+    margins = layout.margin.t + layout.margin.b
+    fitted = go.Figure(figure)
+    fitted.update_layout(height=_CARD_PX, title_y=1 - (1 - layout.title.y) * layout.height / _CARD_PX)
+    if layout.legend.y is not None:
+        fitted.update_layout(legend_y=layout.legend.y * (layout.height - margins) / (_CARD_PX - margins))
+    return fitted
 
 
 @contextlib.contextmanager

@@ -299,3 +299,22 @@ def test_a_storage_that_cannot_be_read_is_tried_again(
         dashboard._follow(storage, refresh, 0.01, ended)
     assert calls == [1]
     assert "database is locked" in caplog.text
+
+
+def test_a_figure_higher_than_a_card_is_made_to_fit_it(storage: BaseStorage) -> None:
+    tall = go.Figure(layout={"height": 1000, "margin": {"t": 80, "b": 120}})
+    tall.update_layout(title={"y": 0.98}, legend={"y": -0.1})
+    low = go.Figure(layout={"height": 300})
+    attach(storage, SPEC, {}, {"tall": tall, "low": low}, "")
+    (study_id,) = [s._study_id for s in storage.get_all_studies() if s.study_name == summary_name(SPEC)]
+    from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
+
+    shown = get_plotly_graph_objects(storage.get_study_system_attrs(study_id))
+    layout = json.loads(shown["tall"])["layout"]
+    assert layout["height"] <= 480
+    plot = layout["height"] - 200
+    # The legend stays 80 px below the plot, the title 20 px below the top.
+    assert layout["legend"]["y"] * plot == pytest.approx(-80)
+    assert (1 - layout["title"]["y"]) * layout["height"] == pytest.approx(20)
+    assert json.loads(shown["low"])["layout"]["height"] == 300
+    assert tall.layout.height == 1000

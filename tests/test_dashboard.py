@@ -4,10 +4,12 @@ import _thread
 import io
 import json
 import logging
+import signal
 import socket
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from wsgiref.util import setup_testing_defaults
@@ -197,7 +199,15 @@ def test_a_reader_never_meets_half_a_figure(tmp_path: Path) -> None:
     writer.join()
 
 
-def test_the_server_answers_and_ends_at_ctrl_c(storage: BaseStorage) -> None:
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Let an interrupt reach this process also where it was started deaf to it, in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_server_answers_and_ends_at_ctrl_c(storage: BaseStorage, ctrl_c: None) -> None:
     attach(storage, SPEC, {}, {"f": bar("f")}, "note")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,0 +1,140 @@
+"""Several trials a device at once, as processes: how many trials an hour, and their memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
+from threading import BrokenBarrierError
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from optuna_ohgw.bench.cases import Case
+from optuna_ohgw.bench.clock import cores, synchronize
+from optuna_ohgw.bench.plain import plain_epoch
+from optuna_ohgw.cost import PeakMemory
+from optuna_ohgw.tasks.image import ImageTask
+from optuna_ohgw.training import TrainState, train_epoch
+
+_PATIENCE_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """So many processes train a fixed number of epochs each, side by side.
+
+    Attributes:
+        processes: How many.
+        epochs: Epochs of each.
+        workers: Workers of the DataLoader, in the plain way; None: this package's training loop.
+    """
+
+    processes: int
+    epochs: int
+    workers: int | None = None
+
+    @property
+    def threads(self) -> int:
+        """Threads of a process, the cores divided evenly."""
+        return max(1, cores() // self.processes)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a job took: seconds from the first start to the last end, peak bytes by process."""
+
+    seconds: float
+    memory: list[int]
+
+
+def trials_per_hour(job: Job, seconds: float, *, scale: float, trial_epochs: int) -> float:
+    """Return the trials an hour, from epochs of which ``scale`` make a full one."""
+    return 3600 * job.processes * job.epochs / seconds / (scale * trial_epochs)
+
+
+class Processes:
+    """Processes that have the task ready, each its own copy, and do jobs together.
+
+    They are started afresh (spawn) and live until the end of the ``with`` block; those that a job
+    does not need wait. A job starts behind a barrier, the first ones when the processes are ready.
+    """
+
+    def __init__(self, case: Case, device: torch.device, counts: Sequence[int]) -> None:
+        context = multiprocessing.get_context("spawn")
+        # Kept: a process that is still starting takes them over by name.
+        self._barriers = {count: context.Barrier(count) for count in counts}
+        self._ends: list[Any] = []
+        self._processes: list[Any] = []
+        for _ in range(max(counts)):
+            own, other = context.Pipe()
+            process = context.Process(target=_serve, args=(other, self._barriers, case, str(device)))
+            process.start()
+            other.close()
+            self._ends.append(own)
+            self._processes.append(process)
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def run(self, job: Job) -> Measured:
+        """Do a job."""
+        ends = self._ends[: job.processes]
+        try:
+            for end in ends:
+                end.send(job)
+            answers = [end.recv() for end in ends]
+        except (EOFError, OSError):
+            raise RuntimeError("bench: a process ended early, perhaps for want of memory") from None
+        started, ended, memory = zip(*answers, strict=True)
+        return Measured(max(ended) - min(started), list(memory))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for end, process in zip(self._ends, self._processes, strict=True):
+            end.close()  # which a waiting process takes for the end
+            process.join(10.0 if error is None else 1.0)
+            if process.is_alive():
+                process.terminate()
+                process.join()
+
+
+def _serve(end: Connection, barriers: Mapping[int, Barrier], case: Case, device_name: str) -> None:
+    device = torch.device(device_name)
+    task = case.task(device)
+    state = case.state(task)
+    forms: dict[int | None, Callable[[], Any]] = {}
+    try:
+        while True:
+            job: Job = end.recv()
+            torch.set_num_threads(job.threads)
+            if job.workers not in forms:
+                forms[job.workers] = _form(task, state, job.workers)
+            end.send(_do(job, forms[job.workers], barriers[job.processes], device))
+    except (EOFError, OSError, BrokenBarrierError, KeyboardInterrupt):
+        return
+
+
+def _form(task: ImageTask, state: TrainState, workers: int | None) -> Callable[[], Any]:
+    return (lambda: train_epoch(task, state)) if workers is None else plain_epoch(task, state, workers)
+
+
+def _do(
+    job: Job, epoch: Callable[[], Any], barrier: Barrier, device: torch.device
+) -> tuple[float, float, int]:
+    with PeakMemory(device) as memory:
+        barrier.wait(_PATIENCE_SECONDS)
+        started = time.perf_counter()
+        for _ in range(job.epochs):
+            epoch()
+        synchronize(device)
+        ended = time.perf_counter()
+    return started, ended, memory.peaks["vram" if device.type == "cuda" else "ram"] or 0

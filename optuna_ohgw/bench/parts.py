@@ -1,0 +1,177 @@
+"""Where an epoch's time goes: the training loop once more, with a clock between its parts."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import torch
+from torch import Tensor
+
+from optuna_ohgw.bench.cases import PSI, SPACE
+from optuna_ohgw.bench.clock import synchronize
+from optuna_ohgw.cells import open_storage
+from optuna_ohgw.hypergrad import lean
+from optuna_ohgw.seeds import Purpose, derive_seed
+from optuna_ohgw.tasks.image import ImageTask, RawImages, autocast
+from optuna_ohgw.training import TrainState, cosine, load, state_loss
+from optuna_ohgw.trial import CURVE, Curve
+
+DATA, AUGMENTATION, FORWARD, BACKWARD, OPTIMIZER = (
+    "data (order and draws)",
+    "augmentation",
+    "forward",
+    "backward",
+    "optimizer",
+)
+STATE, EVALUATION, WARM_START, STORAGE = "state in and out", "evaluation", "warm start", "storage"
+PARTS = (DATA, AUGMENTATION, FORWARD, BACKWARD, OPTIMIZER, STATE, EVALUATION, WARM_START, STORAGE)
+# These grow with the number of pictures; the others are the same whatever an epoch's length.
+_PER_PICTURE = (DATA, AUGMENTATION, FORWARD, BACKWARD, OPTIMIZER, EVALUATION)
+
+
+class Parts:
+    """Seconds by part; of a part within another only the inner one is charged."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self._open: list[str] = []
+        self._last = 0.0
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Charge what is done inside to a part, a GPU's work included."""
+        self._charge()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._open.pop()
+
+    def _charge(self) -> None:
+        synchronize(self.device)
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._last
+        self._last = now
+
+
+class TimedTask(ImageTask):
+    """A task like another, with a network of its own, that charges augmentation to its part."""
+
+    def __init__(self, task: ImageTask) -> None:
+        self.parts = Parts(task.device)
+        super().__init__(task.spec, task.data, task.model_name, task.batch_size)
+
+    def augment(self, inputs: RawImages, magnitude: Tensor) -> Tensor:
+        """Return augmented, normalised pictures."""
+        with self.parts.part(AUGMENTATION):
+            return super().augment(inputs, magnitude)
+
+
+def timed_epoch(task: TimedTask, state: TrainState) -> TrainState:
+    """Return what ``train_epoch`` does, and charge the time to ``task.parts``."""
+    part, psi, steps = task.parts.part, state.psi, task.batches_per_epoch
+    with part(STATE):
+        network = load(task, state)
+        lr, momentum, decay = psi["lr"], psi["momentum"], psi["weight_decay"]
+        optimizer = torch.optim.SGD(
+            network.parameters(), lr=lr, momentum=momentum, weight_decay=decay, fused=True
+        )
+        for name, weight in network.named_parameters():
+            buffer = torch.empty_like(weight).copy_(state.velocity[name])
+            optimizer.state[weight]["momentum_buffer"] = buffer
+    total = torch.zeros((), device=task.device)
+    cuda = [task.device] if task.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(derive_seed(state.seed, Purpose.MODEL, state.config_index, state.epoch))
+        batches = task.epoch(state.seed, state.config_index, state.epoch, psi["magnitude"])
+        for i in range(steps):
+            with part(DATA):
+                inputs, target = next(batches)
+            with part(FORWARD), autocast(task.device):
+                loss = task.training_loss(network(inputs), target, psi["label_smoothing"])
+            with part(BACKWARD):
+                loss.backward()  # type: ignore[no-untyped-call]
+            with part(OPTIMIZER):
+                factor = cosine(state.epoch * steps + i, state.epochs * steps)
+                optimizer.param_groups[0]["lr"] = psi["lr"] * factor
+                optimizer.step()
+                optimizer.zero_grad()
+                total += loss.detach()
+    with part(STATE):
+        kept = network.state_dict().keys()
+        after = replace(
+            state,
+            weights={n: p.detach().clone() for n, p in network.named_parameters()},
+            buffers={n: b.detach().clone() for n, b in network.named_buffers() if n in kept},
+            velocity={n: optimizer.state[w]["momentum_buffer"] for n, w in network.named_parameters()},
+            epoch=state.epoch + 1,
+        )
+        float(total)
+    return after
+
+
+def timed_parts(task: ImageTask, state: TrainState, repeats: int) -> list[dict[str, float]]:
+    """Return the seconds of an epoch by part, one dictionary a repeat, after one that does not count.
+
+    ``WARM_START`` is one whole warm start, lean and of horizon 1; ``STORAGE`` a report and the
+    curve of half a trial as a user attribute, in SQLite.
+    """
+    timed, measured = TimedTask(task), []
+    z = SPACE.to_search(PSI)
+    with tempfile.TemporaryDirectory() as folder:
+        write = _stored_trial(Path(folder), state.epochs)
+        for repeat in range(repeats + 1):
+            timed.parts = parts = Parts(task.device)
+            timed_epoch(timed, state)
+            with parts.part(EVALUATION):
+                timed.evaluate("validation")
+            with parts.part(WARM_START):
+                lean(state_loss(task, state, 0, 1), SPACE, z)
+            with parts.part(STORAGE):
+                write(repeat)
+            measured.append(parts.seconds)
+    return measured[1:]
+
+
+def full_epoch(seconds: Mapping[str, float], *, scale: float, epochs: int) -> dict[str, float]:
+    """Return the seconds by part of a full epoch, with its share of the trial's one warm start.
+
+    Args:
+        seconds: Those of a measured epoch, with one whole warm start.
+        scale: Measured epochs in a full one, by pictures.
+        epochs: Epochs of the trial.
+    """
+    full = {name: s * (scale if name in _PER_PICTURE else 1.0) for name, s in seconds.items()}
+    full[WARM_START] /= epochs
+    return full
+
+
+def shares(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Return each part's share of the sum."""
+    total = sum(seconds.values())
+    return {name: s / total for name, s in seconds.items()}
+
+
+def _stored_trial(folder: Path, epochs: int) -> Callable[[int], None]:
+    """Return the writing of an epoch to a trial in SQLite."""
+    storage = open_storage(f"sqlite:///{folder / 'bench.db'}", create=True)
+    study = optuna.create_study(storage=storage, study_name="bench")
+    trial, curve = study.ask(), Curve()
+    row = dict.fromkeys(curve.columns, 0.123456)
+    for _ in range(epochs // 2):
+        curve.append(**row)
+
+    def write(epoch: int) -> None:
+        trial.report(0.9, epoch)
+        trial.set_user_attr(CURVE, curve.columns)
+
+    return write

@@ -1,0 +1,244 @@
+"""What training costs on this machine: one trial, its parts, and several at once."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from optuna_ohgw.bench.at_once import Job, Measured, Processes, trials_per_hour
+from optuna_ohgw.bench.bound import Bound, bound, matrix_rate, matrix_type
+from optuna_ohgw.bench.cases import DIGITS, Case, resnet20
+from optuna_ohgw.bench.clock import Spread, cores, fastest, interleaved, machine, ratios
+from optuna_ohgw.bench.parts import PARTS, WARM_START, full_epoch, shares, timed_parts
+from optuna_ohgw.bench.plain import bare_epoch, plain_epoch
+from optuna_ohgw.training import train_epoch
+from optuna_ohgw.worker import resolve_device
+
+_OURS = "ours"
+_BATCHES = {"cpu": 5, "cuda": 88}  # ResNet-20's epoch here, of the 352 of CIFAR-10
+_LOADER_WORKERS = {"cpu": (0, 2), "cuda": (4, 8)}
+_COUNTS = {"cpu": (1, 2, 4), "cuda": (1, 2, 4, 8)}
+# A process a job: this loop's epochs, the plain way's.
+_EPOCHS = {"cpu": (20, 2), "cuda": (4, 1)}
+
+
+@dataclass(frozen=True)
+class OneTrial:
+    """What was measured of one case: seconds an epoch by form, the bound, seconds by part."""
+
+    case: Case
+    pictures: int
+    scale: float
+    times: dict[str, list[float]]
+    plain: str
+    bare: str
+    bound: Bound
+    parts: list[dict[str, float]]
+
+
+def train(console: Console, device_name: str, repeats: int) -> None:
+    """Print what one trial and several at once cost, against the hardware and plain PyTorch."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    device = resolve_device(device_name)
+    kind = device.type
+    rate = matrix_rate(device)
+    measured = [one_trial(c, device, repeats, rate) for c in (DIGITS, resnet20(_BATCHES[kind]))]
+    at_once = DIGITS if kind == "cpu" else resnet20(_BATCHES[kind])
+    jobs = _jobs(kind)
+    rounds, scale = _at_once(at_once, device, jobs, repeats)
+    for print_part in (_print_bound, _print_against, _print_parts):
+        print_part(console, measured)
+        console.print()
+    _print_at_once(console, at_once, scale, jobs, rounds, on_gpu=kind == "cuda")
+    console.print()
+    product = str(matrix_type(device)).removeprefix("torch.")
+    console.print(f"Matrix product: {rate / 1e9:,.0f} GFLOP/s in {product}.", highlight=False)
+    console.print(machine(device, repeats))
+    console.print(
+        "Ratios and shares: median (range) of what was measured in the same round.", highlight=False
+    )
+
+
+def one_trial(case: Case, device: torch.device, repeats: int, rate: float) -> OneTrial:
+    """Measure a case, all forms of an epoch in turns."""
+    task = case.task(device)
+    state = case.state(task)
+    formats = {"channels last": torch.channels_last} if task.data.channels > 1 else {}
+    bare = {"contiguous": torch.contiguous_format, **formats}
+    workers = _LOADER_WORKERS[device.type]
+    forms: dict[str, Callable[[], Any]] = {_OURS: lambda: train_epoch(task, state)}
+    forms |= {str(n): plain_epoch(task, state, n) for n in workers}
+    forms |= {name: bare_epoch(task, state, form) for name, form in bare.items()}
+    times = interleaved(forms, device, repeats, unmeasured=1)
+    return OneTrial(
+        case,
+        pictures=len(task.data.train_images),
+        scale=case.scale(task),
+        times=times,
+        plain=fastest({str(n): times[str(n)] for n in workers}),
+        bare=fastest({name: times[name] for name in bare}),
+        bound=bound(task, state, rate),
+        parts=timed_parts(task, state, repeats),
+    )
+
+
+def _jobs(kind: str) -> list[Job]:
+    """Return this loop's jobs, one trial first, then the plain way's two."""
+    own, plain = _EPOCHS[kind]
+    # A GPU's trials share the cores for their loaders; a CPU's do without when each has a core.
+    most = min(cores(), max(_COUNTS[kind]))
+    count = max(n for n in _COUNTS[kind] if n <= most)
+    workers = (min(cores(), 8), cores() // count) if kind == "cuda" else (2, 0)
+    jobs = [Job(n, own) for n in _COUNTS[kind]]
+    return [*jobs, Job(1, plain, workers[0]), Job(count, plain, workers[1])]
+
+
+def _at_once(
+    case: Case, device: torch.device, jobs: Sequence[Job], repeats: int
+) -> tuple[list[list[Measured]], float]:
+    """Return the measurements job by job, the first one of each only for its memory; and the scale."""
+    with Processes(case, device, _COUNTS[device.type]) as processes:
+        rounds = [[processes.run(job) for job in jobs] for _ in range(repeats + 1)]
+    return [list(column) for column in zip(*rounds, strict=True)], case.scale(case.task(device))
+
+
+def _print_bound(console: Console, measured: Sequence[OneTrial]) -> None:
+    table = _table(
+        "One trial", "", "images/s", "s/epoch", "s/45,000 images", "bound, s/epoch", "by", "of the bound"
+    )
+    for one in measured:
+        seconds = statistics.median(one.times[_OURS])
+        table.add_row(
+            one.case.name,
+            f"{one.pictures / seconds:,.0f}",
+            f"{seconds:.3g}",
+            f"{seconds * one.scale:.3g}" if one.case.full else "",
+            f"{one.bound.seconds:.2g}",
+            one.bound.limit,
+            Spread.of([one.bound.seconds / s for s in one.times[_OURS]]).text(".0%"),
+        )
+    console.print(table)
+    sizes = ", ".join(f"{one.pictures:,}" for one in measured)
+    rates = ", ".join(f"{one.bound.bandwidth / 1e9:.0f}" for one in measured)
+    work = ", ".join(
+        f"{one.bound.flops / 1e9:.3g} GFLOP and {one.bound.traffic / 1e9:.2g} GB" for one in measured
+    )
+    console.print(
+        f"An epoch here: {sizes} pictures, augmentation included; 45,000 by proportion. Bound: the\n"
+        "longer of FLOPs / matrix rate (below) and bytes / copy bandwidth, where an epoch here takes\n"
+        f"{work}; bandwidth {rates} GB/s.\n"
+        "Bytes, a low estimate: weights four times, gradients and momentum twice a step, and what the\n"
+        "forward pass keeps for the backward pass three times (written, read forward, read backward).\n"
+        "Bandwidth: the faster of a copy of a step's working set, in cache or not, and of 256 MB.",
+        highlight=False,
+    )
+
+
+def _print_against(console: Console, measured: Sequence[OneTrial]) -> None:
+    table = _table(
+        "Against plain PyTorch and a bare network, s/epoch",
+        "",
+        "this loop",
+        "plain",
+        "workers",
+        "plain / this loop",
+        "bare",
+        "of the bare rate",
+    )
+    for one in measured:
+        own, plain, bare = (one.times[name] for name in (_OURS, one.plain, one.bare))
+        table.add_row(
+            one.case.name,
+            *(f"{statistics.median(own):.3g}", f"{statistics.median(plain):.3g}", one.plain),
+            Spread.of(ratios(plain, own)).text(),
+            f"{statistics.median(bare):.3g}",
+            Spread.of(ratios(bare, own)).text(".0%"),
+        )
+    console.print(table)
+    console.print(
+        "Plain: torchvision.transforms.v2 an image (crop, RandAugment, Cutout) under a DataLoader, the\n"
+        "faster number of workers, contiguous memory format, SGD not fused, the same autocast. Bare:\n"
+        "forward and backward alone, float32, one mini-batch over and over, the faster memory format\n"
+        f"({', '.join(one.bare for one in measured)}).\n"
+        "Bars: ResNet-20 at least 1.25 times the plain way on a CPU, and 70% of the bare rate.",
+        highlight=False,
+    )
+
+
+def _print_parts(console: Console, measured: Sequence[OneTrial]) -> None:
+    table = _table("Share of an epoch's time", "", *(one.case.name for one in measured))
+    columns = []
+    for one in measured:
+        epochs = [full_epoch(s, scale=one.scale, epochs=one.case.epochs) for s in one.parts]
+        columns.append([shares(epoch) for epoch in epochs])
+    for name in PARTS:
+        table.add_row(name, *(Spread.of([s[name] for s in column]).text(".1%") for column in columns))
+    console.print(table)
+    whole = " and ".join(
+        f"{1e3 * statistics.median([s[WARM_START] for s in one.parts]):.0f} ms" for one in measured
+    )
+    epochs_text = " and ".join(str(one.case.epochs) for one in measured)
+    console.print(
+        "The same loop with a clock (on a GPU a wait) between its parts. ResNet-20: parts that grow with\n"
+        "the number of pictures scaled to 45,000. Warm start: one a trial, lean, horizon 1, five ψ\n"
+        f"({whole}), spread over its {epochs_text} epochs. Storage: a report and\n"
+        "the curve in SQLite; a trial writes the curve less often.",
+        highlight=False,
+    )
+
+
+def _print_at_once(
+    console: Console,
+    case: Case,
+    scale: float,
+    jobs: Sequence[Job],
+    rounds: Sequence[Sequence[Measured]],
+    *,
+    on_gpu: bool,
+) -> None:
+    hourly = [
+        [trials_per_hour(job, m.seconds, scale=scale, trial_epochs=case.epochs) for m in column[1:]]
+        for job, column in zip(jobs, rounds, strict=True)
+    ]
+    plain = [values for job, values in zip(jobs, hourly, strict=True) if job.workers is not None]
+    best_plain = max(plain, key=statistics.median)
+    table = _table(
+        f"Trials at once, {case.name}",
+        *("", "processes", "threads", "trials/hour", "to one", "to the best plain", "MB a trial"),
+    )
+    for job, values, column in zip(jobs, hourly, rounds, strict=True):
+        own = job.workers is None
+        table.add_row(
+            "this loop" if own else f"plain, {job.workers} workers each",
+            *(str(job.processes), str(job.threads), f"{statistics.median(values):,.0f}"),
+            Spread.of(ratios(values, hourly[0])).text() if own else "",
+            Spread.of(ratios(values, best_plain)).text(),
+            f"{max(column[0].memory) / 1e6:,.0f}" if own else "",
+        )
+    console.print(table)
+    memory = (
+        "allocated by torch on the GPU" if on_gpu else "resident in a process at its peak, libraries included"
+    )
+    own_epochs, plain_epochs = jobs[0].epochs, jobs[-1].epochs
+    console.print(
+        f"A trial: {case.epochs} epochs of training alone, extrapolated from {own_epochs} epochs a process "
+        f"({plain_epochs} the plain way),\n"
+        f"from the first start behind a barrier to the last end. Memory: {memory}.\n"
+        "Bar: digits on 2 cores, this loop's best at least 6 times the best plain way.",
+        highlight=False,
+    )
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if i else "left")
+    return table

@@ -1,0 +1,98 @@
+"""What a warm start costs against a training step."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from optuna_ohgw.bench.cases import PSI, SPACE, resnet20
+from optuna_ohgw.bench.clock import Spread, interleaved, machine, ratios
+from optuna_ohgw.bench.plain import sgd
+from optuna_ohgw.hypergrad import exact, lean
+from optuna_ohgw.tasks.image import ImageTask, autocast
+from optuna_ohgw.training import TrainState, load, state_loss
+from optuna_ohgw.worker import resolve_device
+
+EPOCH_BATCHES = 352
+
+
+def warm_start(console: Console, device_name: str, repeats: int) -> None:
+    """Print the cost of a horizon-1 warm start of five ψ on ResNet-20 against a training step."""
+    device, case = resolve_device(device_name), resnet20()
+    task = case.task(device)
+    state = case.state(task)
+    loss, z = state_loss(task, state, 0, 1), SPACE.to_search(PSI)
+    forms: dict[str, Callable[[], Any]] = {
+        "training step": _training_step(task, state),
+        "lean warm start": lambda: lean(loss, SPACE, z),
+        "exact warm start": lambda: exact(loss, SPACE, z),
+    }
+    times = interleaved(forms, device, repeats)
+    memory = {name: _peak_bytes(call, device) for name, call in forms.items()}
+    table = Table(title="Horizon 1, five ψ, ResNet-20, batch 128", box=box.SIMPLE_HEAD, title_justify="left")
+    for heading in ("", "ms", "steps", f"of {EPOCH_BATCHES} batches", "peak MB", "of a step's"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    base = "training step"
+    for name, values in times.items():
+        steps = Spread.of(ratios(values, times[base]))
+        table.add_row(
+            name,
+            f"{1e3 * statistics.median(values):.1f}",
+            steps.text(),
+            f"{steps.median / EPOCH_BATCHES:.2%}",
+            f"{memory[name] / 1e6:.0f}",
+            f"{memory[name] / memory[base]:.2f}",
+        )
+    console.print(table)
+    console.print(machine(device, repeats))
+    console.print(
+        "Steps: median (range) of the ratio to the training step before it (augmentation, forward,\n"
+        "backward, SGD). Peak: bytes allocated by torch during the call, above those held before it.",
+        highlight=False,
+    )
+
+
+def _training_step(task: ImageTask, state: TrainState) -> Callable[[], None]:
+    network = load(task, state)
+    optimizer = sgd(network, fused=True)
+    raw, target = task.warm_batches(0, 0, 0)(0)
+    magnitude = torch.tensor(PSI["magnitude"], device=task.device)
+
+    def step() -> None:
+        with torch.no_grad():
+            inputs = task.augment(raw, magnitude)
+        optimizer.zero_grad()
+        with autocast(task.device):
+            loss = task.training_loss(network(inputs), target, PSI["label_smoothing"])
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def _peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        held = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - held
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        call()
+    return max(_running_total(profile))
+
+
+def _running_total(profile: Any) -> Iterator[int]:
+    total = 0
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        total += event.nbytes()
+        yield total

@@ -6,6 +6,7 @@ epochs of one cell are not independent and are never resampled.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -256,10 +257,13 @@ def holm(p: ArrayLike) -> Array:
     return adjusted
 
 
-# statsmodels collects garbage in each call, some 100 ms in a large process; families often repeat.
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=256)  # families often repeat
 def _holm(p: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(multipletests(p, method="holm")[1])
+    gc.freeze()  # statsmodels collects garbage in each call, 100 ms for all that was imported
+    try:
+        return tuple(multipletests(p, method="holm")[1])
+    finally:
+        gc.unfreeze()
 
 
 def kaplan_meier_median(times: ArrayLike, budget: ArrayLike) -> float:

@@ -193,7 +193,7 @@ def train_epoch(
     total, steps = torch.zeros((), device=task.device), task.batches_per_epoch
     cuda = [task.device] if task.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(derive_seed(state.seed, Purpose.MODEL, state.config_index, state.epoch))
+        _seed(derive_seed(state.seed, Purpose.MODEL, state.config_index, state.epoch), task.device)
         batches = task.epoch(state.seed, state.config_index, state.epoch, psi["magnitude"])
         for i, (inputs, target) in enumerate(batches):
             if stop():
@@ -245,6 +245,18 @@ def state_loss(task: Task, state: TrainState, rung: int, horizon: int) -> Lookah
         velocity=state.velocity if state.epoch else None,
         lr_scale=cosine(state.epoch, state.epochs),
     )
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the default generators of the CPU and of a device.
+
+    As ``torch.manual_seed`` does, which takes as long as a training step: it visits every kind of
+    device and formats a stack trace for those that are not ready.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def _buffers(network: torch.nn.Module) -> Tensors:

@@ -91,7 +91,8 @@ def timed_epoch(task: TimedTask, state: TrainState) -> TrainState:
     total = torch.zeros((), device=task.device)
     cuda = [task.device] if task.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(derive_seed(state.seed, Purpose.MODEL, state.config_index, state.epoch))
+        key = derive_seed(state.seed, Purpose.MODEL, state.config_index, state.epoch)
+        torch.default_generator.manual_seed(key)
         batches = task.epoch(state.seed, state.config_index, state.epoch, psi["magnitude"])
         for i in range(steps):
             with part(DATA):

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from optuna_ohgw.space import SearchSpace
 from optuna_ohgw.tasks.base import Task
-from optuna_ohgw.tasks.image import autocast
+from optuna_ohgw.tasks.precision import autocast
 from optuna_ohgw.training import TrainState, load, state_loss
 from optuna_ohgw.warmstart import WarmStart, warm_start
 
@@ -93,11 +93,16 @@ class PeakMemory:
     are None without a GPU; so is ``nvml`` where the driver does not tell it, as in most containers.
 
     A process returns freed memory to the system at the beginning of the block as far as it can.
+
+    Attributes:
+        captured: Bytes that a CUDA graph uses when it is replayed, which torch does not count.
+        peaks: ``ram``, ``vram`` and ``nvml``, filled at the end of the block.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.peaks: dict[str, int | None] = {"ram": None, "vram": None, "nvml": None}
+        self.captured = 0
         self._allocated = 0
         self._sampler: _Sampler | None = None
 
@@ -113,7 +118,9 @@ class PeakMemory:
     def note(self) -> None:
         """Keep what torch allocated so far; call it before the allocator's statistics are reset."""
         if self.device.type == "cuda":
-            self._allocated = max(self._allocated, torch.cuda.max_memory_allocated(self.device))
+            replayed = torch.cuda.memory_allocated(self.device) + self.captured
+            counted = torch.cuda.max_memory_allocated(self.device)
+            self._allocated = max(self._allocated, counted, replayed)
 
     def __exit__(
         self,

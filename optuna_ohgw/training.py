@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from optuna_ohgw.lookahead import LookaheadLoss, lookahead_loss
 from optuna_ohgw.seeds import Purpose, derive_seed
+from optuna_ohgw.steps import step_for
 from optuna_ohgw.tasks.base import Task
-from optuna_ohgw.tasks.image import autocast
 
 Tensors = dict[str, Tensor]
 
@@ -42,6 +42,7 @@ class TrainState:
         epochs: Epochs of the whole schedule.
         seed: Study seed.
         config_index: Position of the configuration in its cell.
+        scaler: State of the loss scaler of float16 training; empty without one.
     """
 
     weights: Tensors
@@ -52,6 +53,7 @@ class TrainState:
     epochs: int
     seed: int
     config_index: int
+    scaler: Mapping[str, Any] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> TrainState:
         """Return the state on another device."""
@@ -80,6 +82,7 @@ class TrainState:
             "epochs": self.epochs,
             "seed": self.seed,
             "config_index": self.config_index,
+            "scaler": dict(self.scaler),
         }
         _write(path, self.tensors(), {"state": json.dumps(scalars)})
 
@@ -179,17 +182,7 @@ def train_epoch(
     """
     network = load(task, state)
     psi = state.psi
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=psi["lr"],
-        momentum=psi["momentum"],
-        weight_decay=psi["weight_decay"],
-        fused=True,
-    )
-    for name, weight in network.named_parameters():
-        # In the weight's memory format: the fused step takes for granted that they agree.
-        buffer = torch.empty_like(weight).copy_(state.velocity[name])
-        optimizer.state[weight]["momentum_buffer"] = buffer
+    step = step_for(task, network, psi, state.velocity, state.scaler)
     total, steps = torch.zeros((), device=task.device), task.batches_per_epoch
     cuda = [task.device] if task.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
@@ -199,22 +192,13 @@ def train_epoch(
             if stop():
                 raise Interrupted
             factor = cosine(state.epoch * steps + i, state.epochs * steps)
-            optimizer.param_groups[0]["lr"] = psi["lr"] * factor
-            optimizer.zero_grad()
-            with autocast(task.device):
-                loss = task.training_loss(network(inputs), target, psi["label_smoothing"])
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            total += loss.detach()
-    velocity = {
-        name: optimizer.state[weight].get("momentum_buffer", state.velocity[name])
-        for name, weight in network.named_parameters()
-    }
+            total += step(inputs, target, psi["lr"] * factor)
     after = replace(
         state,
         weights={n: p.detach().clone() for n, p in network.named_parameters()},
         buffers=_buffers(network),
-        velocity=velocity,
+        velocity=step.velocity(),
+        scaler=step.scaler(),
         epoch=state.epoch + 1,
     )
     return after, float(total) / steps

@@ -18,6 +18,7 @@ from optuna.distributions import FloatDistribution
 from optuna_ohgw.cost import PeakMemory, count_flops
 from optuna_ohgw.space import SearchSpace
 from optuna_ohgw.spec import STRUCTURE, StudySpec
+from optuna_ohgw.steps import captured_bytes
 from optuna_ohgw.suggest import RECORD, ohgw_suggest
 from optuna_ohgw.tasks.base import Evaluation, Task
 from optuna_ohgw.training import TrainState, initial_state, state_loss, train_epoch
@@ -191,6 +192,7 @@ def run_trial(
             watch.lap()
             state, train_loss = train_epoch(task, state, stop)
             train_s = watch.lap()
+            memory.captured = captured_bytes(task.network())
             evaluation = task.evaluate("validation")
             mbu += task.batches_per_epoch
             curve.append(

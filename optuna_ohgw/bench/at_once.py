@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from threading import BrokenBarrierError
@@ -16,6 +16,7 @@ import torch
 
 from optuna_ohgw.bench.cases import Case
 from optuna_ohgw.bench.clock import cores, synchronize
+from optuna_ohgw.bench.fused import fused_epoch
 from optuna_ohgw.bench.plain import plain_epoch
 from optuna_ohgw.cost import PeakMemory
 from optuna_ohgw.tasks.image import ImageTask
@@ -32,11 +33,13 @@ class Job:
         processes: How many.
         epochs: Epochs of each.
         workers: Workers of the DataLoader, in the plain way; None: this package's training loop.
+        fused: Trials of each process, trained as one batched network; 1: not fused.
     """
 
     processes: int
     epochs: int
     workers: int | None = None
+    fused: int = 1
 
     @property
     def threads(self) -> int:
@@ -54,7 +57,7 @@ class Measured:
 
 def trials_per_hour(job: Job, seconds: float, *, scale: float, trial_epochs: int) -> float:
     """Return the trials an hour, from epochs of which ``scale`` make a full one."""
-    return 3600 * job.processes * job.epochs / seconds / (scale * trial_epochs)
+    return 3600 * job.processes * job.fused * job.epochs / seconds / (scale * trial_epochs)
 
 
 class Processes:
@@ -111,20 +114,26 @@ def _serve(end: Connection, barriers: Mapping[int, Barrier], case: Case, device_
     device = torch.device(device_name)
     task = case.task(device)
     state = case.state(task)
-    forms: dict[int | None, Callable[[], Any]] = {}
+    forms: dict[tuple[int | None, int], Callable[[], Any]] = {}
     try:
         while True:
             job: Job = end.recv()
             torch.set_num_threads(job.threads)
-            if job.workers not in forms:
-                forms[job.workers] = _form(task, state, job.workers)
-            end.send(_do(job, forms[job.workers], barriers[job.processes], device))
+            key = job.workers, job.fused
+            if key not in forms:
+                forms[key] = _form(task, state, job)
+            end.send(_do(job, forms[key], barriers[job.processes], device))
     except (EOFError, OSError, BrokenBarrierError, KeyboardInterrupt):
         return
 
 
-def _form(task: ImageTask, state: TrainState, workers: int | None) -> Callable[[], Any]:
-    return (lambda: train_epoch(task, state)) if workers is None else plain_epoch(task, state, workers)
+def _form(task: ImageTask, state: TrainState, job: Job) -> Callable[[], Any]:
+    if job.workers is not None:
+        return plain_epoch(task, state, job.workers)
+    if job.fused == 1:
+        return lambda: train_epoch(task, state)
+    states = [replace(state, config_index=index) for index in range(job.fused)]
+    return lambda: fused_epoch(task, states)
 
 
 def _do(

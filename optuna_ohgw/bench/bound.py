@@ -13,7 +13,8 @@ from torch import Tensor
 from optuna_ohgw.bench.cases import SPACE
 from optuna_ohgw.bench.clock import synchronize
 from optuna_ohgw.cost import count_flops
-from optuna_ohgw.tasks.image import ImageTask, autocast
+from optuna_ohgw.tasks.image import ImageTask
+from optuna_ohgw.tasks.precision import autocast
 from optuna_ohgw.training import TrainState, load
 
 _MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}

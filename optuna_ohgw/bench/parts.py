@@ -18,7 +18,8 @@ from optuna_ohgw.bench.clock import synchronize
 from optuna_ohgw.cells import open_storage
 from optuna_ohgw.hypergrad import lean
 from optuna_ohgw.seeds import Purpose, derive_seed
-from optuna_ohgw.tasks.image import ImageTask, RawImages, autocast
+from optuna_ohgw.tasks.image import ImageTask, RawImages
+from optuna_ohgw.tasks.precision import autocast
 from optuna_ohgw.training import TrainState, cosine, load, state_loss
 from optuna_ohgw.trial import CURVE, Curve
 

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from optuna_ohgw.bench.cases import PSI
-from optuna_ohgw.tasks.image import ImageTask, autocast
+from optuna_ohgw.tasks.image import ImageTask
 from optuna_ohgw.tasks.models import build_model
+from optuna_ohgw.tasks.precision import autocast
 from optuna_ohgw.training import TrainState
 
 

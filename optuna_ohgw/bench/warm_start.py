@@ -15,7 +15,8 @@ from optuna_ohgw.bench.cases import PSI, SPACE, resnet20
 from optuna_ohgw.bench.clock import Spread, interleaved, machine, ratios
 from optuna_ohgw.bench.plain import sgd
 from optuna_ohgw.hypergrad import exact, lean
-from optuna_ohgw.tasks.image import ImageTask, autocast
+from optuna_ohgw.tasks.image import ImageTask
+from optuna_ohgw.tasks.precision import autocast
 from optuna_ohgw.training import TrainState, load, state_loss
 from optuna_ohgw.worker import resolve_device
 

@@ -27,7 +27,7 @@ class Task(Protocol):
     batches_per_epoch: int
 
     def network(self) -> nn.Module:
-        """Return the network to load a state into; the same object at every call."""
+        """Return the network to load a state into; the same object, in the same memory, at every call."""
         ...
 
     def initialize(self, seed: int, config_index: int) -> nn.Module:

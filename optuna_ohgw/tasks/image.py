@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +16,7 @@ from optuna_ohgw.tasks.augment import Augmentation, Draws, augment, draw, normal
 from optuna_ohgw.tasks.base import Evaluation
 from optuna_ohgw.tasks.data import ImageArrays, ImageData, load_arrays, split
 from optuna_ohgw.tasks.models import build_model, initialize
+from optuna_ohgw.tasks.precision import autocast
 
 if TYPE_CHECKING:
     from optuna_ohgw.spec import TaskSpec
@@ -71,9 +71,7 @@ class ImageTask:
 
     def initialize(self, seed: int, config_index: int) -> nn.Module:
         """Return the network with its initial weights (He-normal), the same on every device."""
-        self._network.cpu()
         initialize(self._network, self.model_name, derive_seed(seed, Purpose.WEIGHTS, config_index))
-        self._network.to(self.device)
         return self._network
 
     def epoch(
@@ -165,13 +163,6 @@ class ImageTask:
         bounds = [(start, min(start + self.batch_size, n)) for start in range(0, n, self.batch_size)]
         # BatchNorm cannot use a mini-batch of one picture.
         return [b for b in bounds if b[1] - b[0] > 1] or bounds
-
-
-def autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Return bfloat16 autocast on a GPU that has it, nothing elsewhere."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.autocast("cuda", torch.bfloat16)
-    return nullcontext()
 
 
 def load_image_arrays(spec: TaskSpec, cache: Path | None) -> ImageArrays:

@@ -56,7 +56,7 @@ def cells_of(spec: StudySpec) -> list[Cell]:
     return pilots + [Cell(spec.name, v, seed) for seed in spec.seeds for v in spec.variations]
 
 
-def open_storage(url: str, *, create: bool) -> BaseStorage:
+def open_storage(url: str, *, create: bool) -> RDBStorage:
     """Return the storage at a URL.
 
     Raises:
@@ -172,30 +172,57 @@ def config_index(trial: FrozenTrial, trials: list[FrozenTrial]) -> int:
     return trial.number - sum(RETRY_OF in t.user_attrs for t in trials[: trial.number])
 
 
-def share_done(study: optuna.Study, spec: StudySpec) -> float:
-    """Return the share of a cell's budget that is used up, 0 to 1 or a little over.
+class Ledger:
+    """What a cell has used of its budget; what an ended trial cost is counted once.
 
-    Of several limits the nearest counts. Interrupted trials, which are trained again, do not
-    count, nor does the time between runs.
+    Interrupted trials, which are trained again, do not count, nor does the time between runs.
+
+    Args:
+        study: The cell's study.
+        spec: The study that it belongs to.
     """
-    budget = spec.budget
-    trials = [t for t in study.get_trials(deepcopy=False) if not is_interrupted(t)]
-    shares = [0.0]
-    if budget.trials:
-        shares.append(sum(t.state.is_finished() for t in trials) / budget.trials)
-    if budget.mbu:
-        shares.append(sum(_mbu(t) for t in trials) / budget.mbu)
-    if budget.device_hours:
-        shares.append(sum(_device_seconds(t) for t in trials) / 3600 / budget.device_hours)
-    if budget.wall_hours:
-        shares.append(_wall_seconds(trials) / 3600 / budget.wall_hours)
-    return max(shares)
+
+    def __init__(self, study: optuna.Study, spec: StudySpec) -> None:
+        self._study, self._budget = study, spec.budget
+        self._ended: dict[int, tuple[float, float]] = {}
+
+    def share_done(self) -> float:
+        """Return the share that is used up, 0 to 1 or a little over; of several limits the nearest."""
+        if not self._budget.trials:
+            return self._share_spent()
+        ended = sum(t.state.is_finished() for t in self._trials())
+        return max(ended / self._budget.trials, self._share_spent())
+
+    def is_spent(self) -> bool:
+        """Return whether the mbu, device-hours or wall-hours are used up. Cost without: none."""
+        return self._share_spent() >= 1
+
+    def _share_spent(self) -> float:
+        budget, shares = self._budget, [0.0]
+        if budget.mbu or budget.device_hours:
+            costs = [self._cost(t) for t in self._trials()]
+            mbu, seconds = (sum(column) for column in zip(*costs, strict=True)) if costs else (0.0, 0.0)
+            shares += [mbu / budget.mbu] if budget.mbu else []
+            shares += [seconds / 3600 / budget.device_hours] if budget.device_hours else []
+        if budget.wall_hours:
+            shares.append(_wall_seconds(self._trials()) / 3600 / budget.wall_hours)
+        return max(shares)
+
+    def _trials(self) -> list[FrozenTrial]:
+        return [t for t in self._study.get_trials(deepcopy=False) if not is_interrupted(t)]
+
+    def _cost(self, trial: FrozenTrial) -> tuple[float, float]:
+        if trial.number in self._ended:
+            return self._ended[trial.number]
+        cost = _mbu(trial), _device_seconds(trial)
+        if trial.state.is_finished():
+            self._ended[trial.number] = cost
+        return cost
 
 
-def is_spent(study: optuna.Study, spec: StudySpec) -> bool:
-    """Return whether a cell's budget of mbu, device-hours or wall-hours is used up."""
-    others = spec.model_copy(update={"budget": spec.budget.model_copy(update={"trials": None})})
-    return share_done(study, others) >= 1
+def share_done(study: optuna.Study, spec: StudySpec) -> float:
+    """Return the share of a cell's budget that is used up, see :class:`Ledger`."""
+    return Ledger(study, spec).share_done()
 
 
 def to_retry(trials: list[FrozenTrial]) -> list[FrozenTrial]:

@@ -46,6 +46,9 @@ def run(
     """Train every variation of a study with paired seeds; run it again to continue."""
     console = _console(quiet=quiet)
     spec = _load(study, overrides, smoke)
+    from optuna_ohgw import processes
+
+    processes.prepare()  # before the imports of this process, which take as long
     from optuna_ohgw import runner, tracking
 
     tracking.check_tracking(spec)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import re
 import signal
@@ -37,6 +36,8 @@ from optuna_ohgw.cells import (
     to_retry,
 )
 from optuna_ohgw.errors import UserError
+from optuna_ohgw.mps import shared_gpu
+from optuna_ohgw.processes import SIGNALS, context, deaf
 from optuna_ohgw.progress import show_progress
 from optuna_ohgw.reading import hide_passwords
 from optuna_ohgw.spec import StudySpec
@@ -117,8 +118,10 @@ def environment_record(spec: StudySpec) -> dict[str, Any]:
 
 
 def _work(spec: StudySpec, left: list[Cell], storage: Any, console: Console, level: int) -> None:
-    context = multiprocessing.get_context("spawn")
-    stop, events, ordinal = context.Event(), context.Queue(), context.Value("i", 0)
+    device = worker.resolve_device(spec.execution.device)
+    most = spec.execution.workers * min(spec.execution.cells_at_once, len(left))
+    processes = context(device.type)
+    stop, events, ordinal = processes.Event(), processes.Queue(), processes.Value("i", 0)
     workers, at_once = spec.execution.workers, spec.execution.cells_at_once
     pending = list(left)
     shares = {cell: share_done(load_cell(storage, spec, cell), spec) for cell in left}
@@ -126,12 +129,13 @@ def _work(spec: StudySpec, left: list[Cell], storage: Any, console: Console, lev
     open_slots: dict[Cell, int] = {}
     error: BaseException | None = None
     executor = ProcessPoolExecutor(
-        max_workers=min(workers * at_once, max(1, workers * len(left))),
-        mp_context=context,
+        max_workers=max(1, most),
+        mp_context=processes,
         initializer=worker.start,
         initargs=(spec, stop, events, level, ordinal),
     )
     with (
+        shared_gpu() if device.type == "cuda" and most > 1 else contextlib.nullcontext(),
         _stop_on_signal(stop) as signalled,
         show_progress(shares, console) as view,
         executor,
@@ -168,11 +172,8 @@ def _work(spec: StudySpec, left: list[Cell], storage: Any, console: Console, lev
 
 def _submit(executor: ProcessPoolExecutor, job: Callable[..., None], *arguments: Any) -> Future[None]:
     """Submit a job; a process that is started for it is deaf to signals until it can ignore them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, worker.SIGNALS)
-    try:
+    with deaf():
         return executor.submit(job, *arguments)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -214,7 +215,7 @@ def _stop_on_signal(stop: Any) -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield signalled
         return
-    before = {s: signal.signal(s, ask_to_stop) for s in worker.SIGNALS}
+    before = {s: signal.signal(s, ask_to_stop) for s in SIGNALS}
     try:
         yield signalled
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import logging
 import multiprocessing
 import os
@@ -24,23 +25,23 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_ohgw.cells import (
     Cell,
+    Ledger,
     config_index,
     has_work,
-    is_spent,
     load_cell,
     open_storage,
-    share_done,
 )
+from optuna_ohgw.processes import SIGNALS
 from optuna_ohgw.pruner import INTERRUPTED, is_interrupted
 from optuna_ohgw.sampler import CONFIG_INDEX
 from optuna_ohgw.spec import StudySpec
+from optuna_ohgw.storage import BatchedStorage
 from optuna_ohgw.suggest import RECORD
 from optuna_ohgw.tasks.image import ImageTask, load_image_arrays, split_images
 from optuna_ohgw.training import Interrupted, TrainState
 from optuna_ohgw.trial import Best, Curve, run_trial, train_final
 
 FINAL = "final"
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _FAILURES = 3
 log = logging.getLogger("optuna_ohgw.worker")
 
@@ -57,6 +58,7 @@ class Context:
 
 _context: Context | None = None
 _tasks: dict[tuple[Any, ...], ImageTask] = {}
+_databases: dict[str, optuna.storages.RDBStorage] = {}
 
 
 def start(spec: StudySpec, stop: Event, events: Queue[dict[str, Any]], level: int, ordinal: Any) -> None:
@@ -98,13 +100,14 @@ def search(cell: Cell, slot: int) -> None:
     spec, folder = context.spec, cell.folder(context.spec.folder)
     handler = _log_to(folder / f"worker-{slot}.log", context.level)
     try:
-        study = load_cell(open_storage(spec.storage_url, create=False), spec, cell, slot)
-        failures = 0
+        storage = BatchedStorage(_database(spec.storage_url), sole=spec.execution.workers == 1)
+        study = load_cell(storage, spec, cell, slot)
+        ledger, failures = Ledger(study, spec), 0
         while not context.stop.is_set():
-            trial = _next(study, cell, folder)
+            trial = _next(study, ledger, folder)
             if trial is None:
                 return
-            failures = 0 if _one(trial, study, cell, folder) else failures + 1
+            failures = 0 if _one(trial, study, cell, folder, ledger) else failures + 1
             if failures == _FAILURES:
                 raise RuntimeError(f"{failures} trials in a row failed in {cell.label}; see {folder}")
     finally:
@@ -118,7 +121,7 @@ def finish(cell: Cell) -> None:
     spec, folder = context.spec, cell.folder(context.spec.folder)
     handler = _log_to(folder / "worker-0.log", context.level)
     try:
-        study = load_cell(open_storage(spec.storage_url, create=False), spec, cell)
+        study = load_cell(_database(spec.storage_url), spec, cell)
         best = best_trial(study)
         if best is None:
             _raise_if_failed(study, cell, folder)
@@ -153,7 +156,7 @@ def best_trial(study: optuna.Study) -> FrozenTrial | None:
     return max(scored, key=lambda t: max(t.intermediate_values.values()), default=None)
 
 
-def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path) -> bool:
+def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path, ledger: Ledger) -> bool:
     context = _ready()
     spec, index = context.spec, int(trial.user_attrs[CONFIG_INDEX])
     trial.set_user_attr(
@@ -169,7 +172,7 @@ def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path) -> 
             seed=cell.seed,
             config_index=index,
             stop=context.stop.is_set,
-            spent=lambda: is_spent(study, spec),
+            spent=ledger.is_spent,
         )
         state, value = TrialState.COMPLETE, best.accuracy
         _keep(best, study, trial.number, folder)
@@ -181,14 +184,14 @@ def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path) -> 
         log.error("%s trial %d failed: %s", cell.label, trial.number, traceback.format_exc())
         trial.set_user_attr("reason", f"{type(error).__name__}: {error}"[:500])
     study.tell(trial.number, value, state)
-    _report(study, trial, cell, state)
+    _report(study, trial, cell, state, ledger)
     return state != TrialState.FAIL or context.stop.is_set()
 
 
-def _next(study: optuna.Study, cell: Cell, folder: Path) -> optuna.Trial | None:
+def _next(study: optuna.Study, ledger: Ledger, folder: Path) -> optuna.Trial | None:
     spec = _ready().spec
     with FileLock(folder / ".ask.lock"):
-        if not has_work(study, spec) or is_spent(study, spec):
+        if not has_work(study, spec) or ledger.is_spent():
             return None
         trial = study.ask()
         if CONFIG_INDEX not in trial.user_attrs:
@@ -255,19 +258,28 @@ def _final(study: optuna.Study, trial: FrozenTrial, cell: Cell, folder: Path) ->
     }
 
 
+def _database(url: str) -> optuna.storages.RDBStorage:
+    """Return the storage at a URL, opened once a process: to connect and check takes as long as a trial."""
+    if url not in _databases:
+        _databases[url] = open_storage(url, create=False)
+    return _databases[url]
+
+
 def _task(cell: Cell, structure: dict[str, Any]) -> ImageTask:
     spec = _ready().spec
     key = (cell.seed, *sorted(structure.items()))
     if key not in _tasks:
         _tasks.clear()
         device = resolve_device(spec.execution.device)
+        if device.type == "cuda":
+            gc.collect()  # a network and its captured step hold each other
         arrays = load_image_arrays(spec.task, spec.folder / "data")
         data = split_images(spec.task, arrays, cell.seed, device)
         _tasks[key] = ImageTask(spec.task, data, structure["model"], structure["batch_size"])
     return _tasks[key]
 
 
-def _report(study: optuna.Study, trial: optuna.Trial, cell: Cell, state: TrialState) -> None:
+def _report(study: optuna.Study, trial: optuna.Trial, cell: Cell, state: TrialState, ledger: Ledger) -> None:
     best = best_trial(study)
     value = max(best.intermediate_values.values()) if best else None
     log.info(
@@ -278,8 +290,7 @@ def _report(study: optuna.Study, trial: optuna.Trial, cell: Cell, state: TrialSt
         state.name.lower(),
         f"{value:.4f}" if value is not None else "none",
     )
-    spec = _ready().spec
-    _ready().events.put({"cell": cell, "best": value, "done": share_done(study, spec)})
+    _ready().events.put({"cell": cell, "best": value, "done": ledger.share_done()})
 
 
 def _log_to(path: Path, level: int) -> logging.Handler:

@@ -9,14 +9,15 @@ import pytest
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState, create_trial
 
+from optuna_ohgw import cells
 from optuna_ohgw.cells import (
     Cell,
+    Ledger,
     cells_of,
     check_cells,
     config_index,
     create_cell,
     has_work,
-    is_spent,
     load_cell,
     open_storage,
     revive,
@@ -229,13 +230,38 @@ class TestIsSpent:
         plant(study, TrialState.WAITING, retry_of=4, curve=None, batches_per_epoch=None)
         # ten for each of 10 epochs, twenty for the one of a trial of larger mini-batches, ten warm
         plant(study, TrialState.RUNNING, epochs=1, batches_per_epoch=20)
-        assert is_spent(study, spec_of(budget=f"{{mbu: {mbu}}}")) == expected
+        assert Ledger(study, spec_of(budget=f"{{mbu: {mbu}}}")).is_spent() == expected
+
+    def test_one_ledger_follows_a_cell_as_it_goes_on(self, study: optuna.Study) -> None:
+        ledger = Ledger(study, spec_of(budget="{mbu: 100, trials: 4}"))
+        plant(study, epochs=2)
+        plant(study, TrialState.RUNNING, epochs=1)
+        assert ledger.share_done() == pytest.approx(0.3)
+        study._storage.set_trial_intermediate_value(study.trials[1]._trial_id, 2, 0.5)
+        assert ledger.share_done() == pytest.approx(0.4)
+        study.tell(1, 0.5)
+        assert ledger.share_done() == pytest.approx(0.5)  # of the trials
+        plant(study, TrialState.PRUNED, epochs=6)
+        assert ledger.is_spent()
+
+    def test_an_ended_trial_is_counted_once(
+        self, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plant(study, epochs=2)
+        plant(study, TrialState.RUNNING, epochs=1)
+        counted: list[int] = []
+        count = cells._mbu
+        monkeypatch.setattr(cells, "_mbu", lambda trial: counted.append(trial.number) or count(trial))
+        ledger = Ledger(study, spec_of(budget="{mbu: 100}"))
+        for _ in range(3):
+            ledger.is_spent()
+        assert counted == [0, 1, 1, 1]
 
     def test_an_epoch_that_diverged_is_paid_for(self, study: optuna.Study) -> None:
         curve = {"mbu": [10.0, 20.0], "train_s": [1.0, 1.0], "val_accuracy": [0.1, None]}
         plant(study, TrialState.PRUNED, epochs=1, curve=curve)
-        assert is_spent(study, spec_of(budget="{mbu: 20}"))
-        assert not is_spent(study, spec_of(budget="{mbu: 20.1}"))
+        assert Ledger(study, spec_of(budget="{mbu: 20}")).is_spent()
+        assert not Ledger(study, spec_of(budget="{mbu: 20.1}")).is_spent()
 
     @pytest.mark.parametrize(("epochs", "expected"), [(35, False), (36, True)])
     def test_device_hours_are_training_warm_starts_and_evaluation(
@@ -244,7 +270,7 @@ class TestIsSpent:
         plant(study, epochs=20)
         plant(study, TrialState.PRUNED, epochs=epochs - 20)
         plant(study, TrialState.FAIL, epochs=30, reason="interrupted")
-        assert is_spent(study, spec_of(budget="{device_hours: 1}")) == expected
+        assert Ledger(study, spec_of(budget="{device_hours: 1}")).is_spent() == expected
 
     def test_what_is_not_finite_in_a_curve_counts_nothing(self, study: optuna.Study) -> None:
         curve = {
@@ -256,8 +282,8 @@ class TestIsSpent:
             "val_loss": [None],
         }
         plant(study, TrialState.PRUNED, curve=curve)
-        assert is_spent(study, spec_of(budget="{device_hours: 1}"))
-        assert not is_spent(study, spec_of(budget="{device_hours: 1.01}"))
+        assert Ledger(study, spec_of(budget="{device_hours: 1}")).is_spent()
+        assert not Ledger(study, spec_of(budget="{device_hours: 1.01}")).is_spent()
 
     @pytest.mark.parametrize(
         ("spans", "hours"),
@@ -285,8 +311,8 @@ class TestIsSpent:
         waiting = create_trial(state=TrialState.WAITING)
         waiting.datetime_start = None
         monkeypatch.setattr(study, "get_trials", lambda **_: [*trials, killed, waiting])
-        assert is_spent(study, spec_of(budget=f"{{wall_hours: {hours}}}"))
-        assert not is_spent(study, spec_of(budget=f"{{wall_hours: {hours + 0.01}}}"))
+        assert Ledger(study, spec_of(budget=f"{{wall_hours: {hours}}}")).is_spent()
+        assert not Ledger(study, spec_of(budget=f"{{wall_hours: {hours + 0.01}}}")).is_spent()
 
     def test_wall_hours_of_a_running_trial_run(
         self, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
@@ -294,17 +320,17 @@ class TestIsSpent:
         trial = create_trial(state=TrialState.RUNNING)
         trial.datetime_start = datetime.datetime.now() - 2 * HOUR
         monkeypatch.setattr(study, "get_trials", lambda **_: [trial])
-        assert is_spent(study, spec_of(budget="{wall_hours: 2}"))
-        assert not is_spent(study, spec_of(budget="{wall_hours: 2.1}"))
+        assert Ledger(study, spec_of(budget="{wall_hours: 2}")).is_spent()
+        assert not Ledger(study, spec_of(budget="{wall_hours: 2.1}")).is_spent()
 
     def test_trials_are_not_its_business(self, study: optuna.Study) -> None:
         for _ in range(9):
             plant(study, epochs=9)
-        assert not is_spent(study, spec_of())
+        assert not Ledger(study, spec_of()).is_spent()
 
     @pytest.mark.parametrize("budget", ["{mbu: 1}", "{device_hours: 1}", "{wall_hours: 1}"])
     def test_an_empty_cell_is_not(self, study: optuna.Study, budget: str) -> None:
-        assert not is_spent(study, spec_of(budget=budget))
+        assert not Ledger(study, spec_of(budget=budget)).is_spent()
 
 
 class TestConfigIndex:

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from optuna_ohgw import runner, worker
-from optuna_ohgw.cells import Cell, cells_of, create_cell, is_spent, load_cell, open_storage
+from optuna_ohgw.cells import Cell, Ledger, cells_of, create_cell, load_cell, open_storage
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.metrics import cell_metrics, curves, times
 from optuna_ohgw.pairing import check_pairing
@@ -419,7 +419,7 @@ class TestWorker:
         with in_process(spec):
             worker.search(cell, 0)
         study = load_cell(open_storage(spec.storage_url, create=False), spec, cell)
-        assert is_spent(study, spec)
+        assert Ledger(study, spec).is_spent()
         spent = sum(t.user_attrs["curve"]["mbu"][-1] for t in study.trials)
         batches = study.trials[0].user_attrs["batches_per_epoch"]
         assert limit <= spent < limit + batches

@@ -173,6 +173,16 @@ def test_derived_file_differs_from_its_base_in_nothing_else(file, base, fields, 
     assert _changed(load(base, smoke=smoke), load(file, smoke=smoke)) == fields
 
 
+def test_cifar10_in_a_day_differs_in_budget_and_workers_alone():
+    base, day = load("cifar10.yaml"), load("cifar10_day.yaml")
+    budget, execution = (
+        {"budget.mbu", "budget.device_hours"},
+        {"execution.workers", "execution.cells_at_once"},
+    )
+    assert _changed(base, day) == {"name", "beside", *budget, *execution}
+    assert day.budget.mbu == 2_500 * 352
+
+
 @pytest.mark.parametrize("smoke", [False, True])
 def test_noisy_cifar10_differs_in_noise_and_number_of_seeds(smoke):
     fields = {"name", "beside", "task.label_noise"} | (set() if smoke else {"seeds"})

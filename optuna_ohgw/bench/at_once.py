@@ -34,12 +34,22 @@ class Job:
         epochs: Epochs of each.
         workers: Workers of the DataLoader, in the plain way; None: this package's training loop.
         fused: Trials of each process, trained as one batched network; 1: not fused.
+        mps: Whether the processes share the GPU by NVIDIA's Multi-Process Service.
     """
 
     processes: int
     epochs: int
     workers: int | None = None
     fused: int = 1
+    mps: bool = False
+
+    @property
+    def label(self) -> str:
+        """What trains."""
+        if self.workers is not None:
+            return f"plain, {self.workers} workers each"
+        own = "this loop" if self.fused == 1 else f"{self.fused} fused in each"
+        return f"{own}, MPS" if self.mps else own
 
     @property
     def threads(self) -> int:

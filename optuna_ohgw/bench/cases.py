@@ -42,6 +42,7 @@ class Case:
         channels: 1 or 3; None: 1.
         pictures: Training pictures, the digits over again if need be; None: all the digits once.
         full: Training pictures of the epoch that this one stands for; None: it is one itself.
+        threads: Threads of one trial, as in its study; None: as many as there are cores.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Case:
     channels: Literal[1, 3] | None = None
     pictures: int | None = None
     full: int | None = None
+    threads: int | None = None
 
     def task(self, device: torch.device) -> ImageTask:
         """Return the task on a device, with a network of its own."""
@@ -91,7 +93,7 @@ class Case:
         return (self.full or pictures) / pictures
 
 
-DIGITS = Case("digits, MLP, batch 32", "mlp", batch_size=32, epochs=27)
+DIGITS = Case("digits, MLP, batch 32", "mlp", batch_size=32, epochs=27, threads=1)
 
 
 def resnet20(batches: int | None = None) -> Case:

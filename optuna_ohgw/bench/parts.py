@@ -18,6 +18,7 @@ from optuna_ohgw.bench.clock import synchronize
 from optuna_ohgw.cells import open_storage
 from optuna_ohgw.hypergrad import lean
 from optuna_ohgw.seeds import Purpose, derive_seed
+from optuna_ohgw.storage import BatchedStorage
 from optuna_ohgw.tasks.image import ImageTask, RawImages
 from optuna_ohgw.tasks.precision import autocast
 from optuna_ohgw.training import TrainState, cosine, load, state_loss
@@ -34,6 +35,7 @@ STATE, EVALUATION, WARM_START, STORAGE = "state in and out", "evaluation", "warm
 PARTS = (DATA, AUGMENTATION, FORWARD, BACKWARD, OPTIMIZER, STATE, EVALUATION, WARM_START, STORAGE)
 # These grow with the number of pictures; the others are the same whatever an epoch's length.
 _PER_PICTURE = (DATA, AUGMENTATION, FORWARD, BACKWARD, OPTIMIZER, EVALUATION)
+_PER_TRIAL = (WARM_START, STORAGE)
 
 
 class Parts:
@@ -124,14 +126,14 @@ def timed_epoch(task: TimedTask, state: TrainState) -> TrainState:
 def timed_parts(task: ImageTask, state: TrainState, repeats: int) -> list[dict[str, float]]:
     """Return the seconds of an epoch by part, one dictionary a repeat, after one that does not count.
 
-    ``WARM_START`` is one whole warm start, lean and of horizon 1; ``STORAGE`` a report and the
-    curve of half a trial as a user attribute, in SQLite.
+    ``WARM_START`` is one whole warm start, lean and of horizon 1; ``STORAGE`` all that a trial
+    asks of SQLite: its making, its parameters, a report an epoch, its curve and its end.
     """
     timed, measured = TimedTask(task), []
     z = SPACE.to_search(PSI)
     with tempfile.TemporaryDirectory() as folder:
-        write = _stored_trial(Path(folder), state.epochs)
-        for repeat in range(repeats + 1):
+        store_trial = _storing(Path(folder), state.epochs)
+        for _ in range(repeats + 1):
             timed.parts = parts = Parts(task.device)
             timed_epoch(timed, state)
             with parts.part(EVALUATION):
@@ -139,21 +141,22 @@ def timed_parts(task: ImageTask, state: TrainState, repeats: int) -> list[dict[s
             with parts.part(WARM_START):
                 lean(state_loss(task, state, 0, 1), SPACE, z)
             with parts.part(STORAGE):
-                write(repeat)
+                store_trial()
             measured.append(parts.seconds)
     return measured[1:]
 
 
 def full_epoch(seconds: Mapping[str, float], *, scale: float, epochs: int) -> dict[str, float]:
-    """Return the seconds by part of a full epoch, with its share of the trial's one warm start.
+    """Return the seconds by part of a full epoch, with its share of what a trial does once.
 
     Args:
-        seconds: Those of a measured epoch, with one whole warm start.
+        seconds: Those of a measured epoch, with the trial's whole warm start and storage.
         scale: Measured epochs in a full one, by pictures.
         epochs: Epochs of the trial.
     """
     full = {name: s * (scale if name in _PER_PICTURE else 1.0) for name, s in seconds.items()}
-    full[WARM_START] /= epochs
+    for name in _PER_TRIAL:
+        full[name] /= epochs
     return full
 
 
@@ -163,17 +166,17 @@ def shares(seconds: Mapping[str, float]) -> dict[str, float]:
     return {name: s / total for name, s in seconds.items()}
 
 
-def _stored_trial(folder: Path, epochs: int) -> Callable[[int], None]:
-    """Return the writing of an epoch to a trial in SQLite."""
-    storage = open_storage(f"sqlite:///{folder / 'bench.db'}", create=True)
-    study = optuna.create_study(storage=storage, study_name="bench")
-    trial, curve = study.ask(), Curve()
-    row = dict.fromkeys(curve.columns, 0.123456)
-    for _ in range(epochs // 2):
-        curve.append(**row)
+def _storing(folder: Path, epochs: int) -> Callable[[], None]:
+    """Return the storing of a trial of so many epochs."""
+    database = open_storage(f"sqlite:///{folder / 'bench.db'}", create=True)
+    study = optuna.create_study(storage=BatchedStorage(database, sole=True), study_name="bench")
 
-    def write(epoch: int) -> None:
-        trial.report(0.9, epoch)
+    def store_trial() -> None:
+        trial, curve = study.ask(dict(SPACE.distributions)), Curve()
+        for epoch in range(1, epochs + 1):
+            curve.append(**dict.fromkeys(curve.columns, 0.123456))
+            trial.report(0.9, epoch)
         trial.set_user_attr(CURVE, curve.columns)
+        study.tell(trial, 0.9)
 
-    return write
+    return store_trial

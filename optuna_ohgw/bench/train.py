@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from optuna_ohgw.bench.at_once import Job, Measured, Processes, trials_per_hour
 from optuna_ohgw.bench.bound import Bound, bound, matrix_rate, matrix_type
 from optuna_ohgw.bench.cases import DIGITS, Case, resnet20
 from optuna_ohgw.bench.clock import Spread, cores, fastest, interleaved, machine, ratios
-from optuna_ohgw.bench.parts import PARTS, WARM_START, full_epoch, shares, timed_parts
+from optuna_ohgw.bench.extrapolated import CELL_EPOCHS, device_hours
+from optuna_ohgw.bench.parts import EVALUATION, PARTS, STORAGE, WARM_START, full_epoch, shares, timed_parts
 from optuna_ohgw.bench.plain import bare_epoch, plain_epoch
+from optuna_ohgw.mps import shared_gpu
 from optuna_ohgw.training import train_epoch
 from optuna_ohgw.worker import resolve_device
 
@@ -26,6 +29,7 @@ _OURS = "ours"
 _BATCHES = {"cpu": 5, "cuda": 88}  # ResNet-20's epoch here, of the 352 of CIFAR-10
 _LOADER_WORKERS = {"cpu": (0, 2), "cuda": (4, 8)}
 _COUNTS = {"cpu": (1, 2, 4), "cuda": (1, 2, 4, 8)}
+_FUSED = 8
 # A process a job: this loop's epochs, the plain way's.
 _EPOCHS = {"cpu": (20, 2), "cuda": (4, 1)}
 
@@ -53,11 +57,19 @@ def train(console: Console, device_name: str, repeats: int) -> None:
     measured = [one_trial(c, device, repeats, rate) for c in (DIGITS, resnet20(_BATCHES[kind]))]
     at_once = DIGITS if kind == "cpu" else resnet20(_BATCHES[kind])
     jobs = _jobs(kind)
-    rounds, scale = _at_once(at_once, device, jobs, repeats)
+    jobs, rounds = _at_once(at_once, device, jobs, repeats)
+    scale = at_once.scale(at_once.task(device))
     for print_part in (_print_bound, _print_against, _print_parts):
         print_part(console, measured)
         console.print()
     _print_at_once(console, at_once, scale, jobs, rounds, on_gpu=kind == "cuda")
+    console.print()
+    best = 1.0
+    if kind == "cuda":
+        hourly = _hourly(at_once, scale, jobs, rounds)
+        own = [v for job, v in zip(jobs, hourly, strict=True) if job.workers is None]
+        best = max(statistics.median(ratios(values, hourly[0])) for values in own)
+    _print_study(console, measured[1], best)
     console.print()
     product = str(matrix_type(device)).removeprefix("torch.")
     console.print(f"Matrix product: {rate / 1e9:,.0f} GFLOP/s in {product}.", highlight=False)
@@ -69,6 +81,7 @@ def train(console: Console, device_name: str, repeats: int) -> None:
 
 def one_trial(case: Case, device: torch.device, repeats: int, rate: float) -> OneTrial:
     """Measure a case, all forms of an epoch in turns."""
+    torch.set_num_threads(case.threads or cores())
     task = case.task(device)
     state = case.state(task)
     formats = {"channels last": torch.channels_last} if task.data.channels > 1 else {}
@@ -98,26 +111,42 @@ def _jobs(kind: str) -> list[Job]:
     count = max(n for n in _COUNTS[kind] if n <= most)
     workers = (min(cores(), 8), cores() // count) if kind == "cuda" else (2, 0)
     jobs = [Job(n, own) for n in _COUNTS[kind]]
+    jobs += [Job(n, own, mps=True) for n in _COUNTS[kind][1:] if kind == "cuda"]
+    jobs += [Job(n, max(1, own // _FUSED), fused=_FUSED) for n in (1, min(cores(), 2))]
     return [*jobs, Job(1, plain, workers[0]), Job(count, plain, workers[1])]
 
 
 def _at_once(
     case: Case, device: torch.device, jobs: Sequence[Job], repeats: int
-) -> tuple[list[list[Measured]], float]:
-    """Return the measurements job by job, the first one of each only for its memory; and the scale."""
-    with Processes(case, device, _COUNTS[device.type]) as processes:
-        rounds = [[processes.run(job) for job in jobs] for _ in range(repeats + 1)]
-    return [list(column) for column in zip(*rounds, strict=True)], case.scale(case.task(device))
+) -> tuple[list[Job], list[list[Measured]]]:
+    """Return the jobs that can be done here and the measurements of each, the first for its memory alone."""
+    counts = _COUNTS[device.type]
+    with contextlib.ExitStack() as stack:
+        processes = {False: stack.enter_context(Processes(case, device, counts))}
+        if device.type == "cuda" and stack.enter_context(shared_gpu()):
+            processes[True] = stack.enter_context(Processes(case, device, counts))
+        here = [job for job in jobs if job.mps in processes]
+        rounds = [[processes[job.mps].run(job) for job in here] for _ in range(repeats + 1)]
+    return here, [list(column) for column in zip(*rounds, strict=True)]
 
 
 def _print_bound(console: Console, measured: Sequence[OneTrial]) -> None:
     table = _table(
-        "One trial", "", "images/s", "s/epoch", "s/45,000 images", "bound, s/epoch", "by", "of the bound"
+        "One trial",
+        "",
+        "threads",
+        "images/s",
+        "s/epoch",
+        "s/45,000 images",
+        "bound, s/epoch",
+        "by",
+        "of the bound",
     )
     for one in measured:
         seconds = statistics.median(one.times[_OURS])
         table.add_row(
             one.case.name,
+            str(one.case.threads or cores()),
             f"{one.pictures / seconds:,.0f}",
             f"{seconds:.3g}",
             f"{seconds * one.scale:.3g}" if one.case.full else "",
@@ -189,8 +218,8 @@ def _print_parts(console: Console, measured: Sequence[OneTrial]) -> None:
     console.print(
         "The same loop with a clock (on a GPU a wait) between its parts. ResNet-20: parts that grow with\n"
         "the number of pictures scaled to 45,000. Warm start: one a trial, lean, horizon 1, five ψ\n"
-        f"({whole}), spread over its {epochs_text} epochs. Storage: a report and\n"
-        "the curve in SQLite; a trial writes the curve less often.",
+        f"({whole}), and storage, one trial's in SQLite, both spread over its\n"
+        f"{epochs_text} epochs.",
         highlight=False,
     )
 
@@ -204,10 +233,7 @@ def _print_at_once(
     *,
     on_gpu: bool,
 ) -> None:
-    hourly = [
-        [trials_per_hour(job, m.seconds, scale=scale, trial_epochs=case.epochs) for m in column[1:]]
-        for job, column in zip(jobs, rounds, strict=True)
-    ]
+    hourly = _hourly(case, scale, jobs, rounds)
     plain = [values for job, values in zip(jobs, hourly, strict=True) if job.workers is not None]
     best_plain = max(plain, key=statistics.median)
     table = _table(
@@ -217,11 +243,11 @@ def _print_at_once(
     for job, values, column in zip(jobs, hourly, rounds, strict=True):
         own = job.workers is None
         table.add_row(
-            "this loop" if own else f"plain, {job.workers} workers each",
+            job.label,
             *(str(job.processes), str(job.threads), f"{statistics.median(values):,.0f}"),
             Spread.of(ratios(values, hourly[0])).text() if own else "",
             Spread.of(ratios(values, best_plain)).text(),
-            f"{max(column[0].memory) / 1e6:,.0f}" if own else "",
+            f"{max(column[0].memory) / job.fused / 1e6:,.0f}" if own else "",
         )
     console.print(table)
     memory = (
@@ -231,8 +257,35 @@ def _print_at_once(
     console.print(
         f"A trial: {case.epochs} epochs of training alone, extrapolated from {own_epochs} epochs a process "
         f"({plain_epochs} the plain way),\n"
-        f"from the first start behind a barrier to the last end. Memory: {memory}.\n"
+        f"from the first start behind a barrier to the last end. Fused: as one batched network under\n"
+        f"torch.func.vmap. Memory: {memory}.\n"
         "Bar: digits on 2 cores, this loop's best at least 6 times the best plain way.",
+        highlight=False,
+    )
+
+
+def _hourly(
+    case: Case, scale: float, jobs: Sequence[Job], rounds: Sequence[Sequence[Measured]]
+) -> list[list[float]]:
+    """Return the trials an hour, job by job."""
+    return [
+        [trials_per_hour(job, m.seconds, scale=scale, trial_epochs=case.epochs) for m in column[1:]]
+        for job, column in zip(jobs, rounds, strict=True)
+    ]
+
+
+def _print_study(console: Console, one: OneTrial, at_once: float) -> None:
+    rest = [full_epoch(s, scale=one.scale, epochs=one.case.epochs) for s in one.parts]
+    beside = statistics.median([s[EVALUATION] + s[WARM_START] + s[STORAGE] for s in rest])
+    hours = device_hours([s * one.scale + beside for s in one.times[_OURS]], at_once)
+    table = _table("The CIFAR-10 study here, extrapolated", "", "device-hours")
+    for name, spread in hours.items():
+        table.add_row(name, spread.text(",.1f"))
+    console.print(table)
+    console.print(
+        f"Not run: seconds of a ResNet-20 epoch of 45,000 pictures above, a cell of {CELL_EPOCHS:,} epochs\n"
+        f"(880,000 mini-batches), divided by {at_once:.2f}, the gain of the best number of trials at once.\n"
+        "Bar: the search at most 24 hours of one H200.",
         highlight=False,
     )
 

@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 import traceback
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.queues import Queue
@@ -190,7 +191,8 @@ def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path, led
 
 def _next(study: optuna.Study, ledger: Ledger, folder: Path) -> optuna.Trial | None:
     spec = _ready().spec
-    with FileLock(folder / ".ask.lock"):
+    alone = spec.execution.workers == 1
+    with nullcontext() if alone else FileLock(folder / ".ask.lock"):
         if not has_work(study, spec) or ledger.is_spent():
             return None
         trial = study.ask()

@@ -51,6 +51,7 @@ class ImageTask:
         self.device = data.train_images.device
         self.settings = Augmentation(**spec.augmentation.model_dump())
         self.batches_per_epoch = len(self._batch_bounds())
+        self._drawn: tuple[tuple[int, int, int], Tensor, Draws] | None = None
         module = build_model(
             model,
             channels=data.channels,
@@ -152,6 +153,12 @@ class ImageTask:
         return digest.hexdigest()[:16]
 
     def _draws(self, seed: int, config_index: int, epoch: int) -> tuple[Tensor, Draws]:
+        key = seed, config_index, epoch
+        if self._drawn is None or self._drawn[0] != key:  # the first epoch's are asked for twice
+            self._drawn = key, *self._draw(*key)
+        return self._drawn[1:]
+
+    def _draw(self, seed: int, config_index: int, epoch: int) -> tuple[Tensor, Draws]:
         n = len(self.data.train_images)
         order_seed = derive_seed(seed, Purpose.ORDER, config_index, epoch)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(order_seed))

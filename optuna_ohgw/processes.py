@@ -31,9 +31,10 @@ def prepare() -> None:
     """
     if _FORKSERVER not in multiprocessing.get_all_start_methods():
         return
-    from multiprocessing import forkserver
+    from multiprocessing import forkserver, resource_tracker
 
     multiprocessing.set_forkserver_preload(_PRELOADED)
+    resource_tracker.ensure_running()  # its start unblocks the signals again
     with deaf():
         forkserver.ensure_running()
 

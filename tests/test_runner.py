@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import io
 import os
 import queue
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pandas as pd
+import psutil
 import pytest
 from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
@@ -188,11 +190,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> StudySpec:
 
 
 def past_a_rung(trials: dict[str, list[FrozenTrial]]) -> bool:
-    """Whether a trial of the second cell, not its first, trains on beyond its first rung."""
+    """Whether a trial of the second cell, not its first, trains on beyond its first rung.
+
+    Told by its time, some ten epochs: what it reported is not in the storage before its end.
+    """
     second = trials["asha-ohgw-1step/seed-0003"]
-    return any(
-        t.state == TrialState.RUNNING and len(t.intermediate_values) > 3 and t.number > 0 for t in second
-    )
+    while_ago = datetime.datetime.now() - datetime.timedelta(seconds=0.15)
+    running = [t for t in second if t.state == TrialState.RUNNING and t.number > 0]
+    return any(t.datetime_start < while_ago for t in running if t.datetime_start)
 
 
 def assert_whole(spec: StudySpec) -> None:
@@ -264,7 +269,7 @@ def test_a_stopped_run_says_how_to_go_on_and_does(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [0.0, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("delay", [0.0, 0.2, 0.5, 1.0])
 def test_a_stop_while_workers_start_is_as_quiet(
     start: Callable[..., Run], tmp_path: Path, delay: float
 ) -> None:
@@ -280,7 +285,8 @@ def test_a_stop_while_workers_start_is_as_quiet(
 def test_workers_end_when_only_their_parent_is_killed(start: Callable[..., Run], tmp_path: Path) -> None:
     run = start(tmp_path)
     run.wait_until(lambda trials: any(t.state == TrialState.RUNNING for own in trials.values() for t in own))
-    pids = {t.user_attrs["worker"]["pid"] for own in trials_of(run.spec).values() for t in own}
+    pids = {child.pid for child in psutil.Process(run.process.pid).children(recursive=True)}
+    assert len(pids) >= 2  # the worker and what it was forked from
     run.signal(signal.SIGKILL, group=False)
     deadline = time.monotonic() + 10
     while any(_is_training(pid) for pid in pids) and time.monotonic() < deadline:
@@ -292,8 +298,6 @@ def test_workers_end_when_only_their_parent_is_killed(start: Callable[..., Run],
 
 
 def _is_training(pid: int) -> bool:
-    import psutil
-
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -304,9 +308,10 @@ def _is_training(pid: int) -> bool:
 def test_two_workers_of_a_cell_train_every_configuration_once(
     start: Callable[..., Run], tmp_path: Path
 ) -> None:
-    run = start(tmp_path, "execution.workers=2", "budget.trials=6", "task.epochs=9")
+    longer = ("execution.workers=2", "budget.trials=60", "task.epochs=9")  # than a command's imports
+    run = start(tmp_path, *longer)
     run.wait_until(lambda trials: True)
-    status, _, err = start(tmp_path, "execution.workers=2", "budget.trials=6", "task.epochs=9").result()
+    status, _, err = start(tmp_path, *longer).result()
     assert status == 2
     assert err.startswith(f"error: output: another run is at work in {tmp_path}; ")
     assert err.count("\n") == 1
@@ -314,7 +319,7 @@ def test_two_workers_of_a_cell_train_every_configuration_once(
     assert (status, err) == (0, "")
     assert_whole(run.spec)
     for trials in trials_of(run.spec).values():
-        assert len(trials) == 6
+        assert len(trials) == 60
         assert len({t.user_attrs["worker"]["pid"] for t in trials}) == 2
 
 

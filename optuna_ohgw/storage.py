@@ -36,8 +36,8 @@ class _Own:
 
     trial: FrozenTrial
     stored: dict[Any, set[Any]]
+    flushed: float
     pending: dict[Any, dict[Any, dict[str, Any]]] = field(default_factory=dict)
-    flushed: float = field(default_factory=time.monotonic)
 
     def snapshot(self) -> FrozenTrial:
         """Return a copy that later writes do not change."""
@@ -56,8 +56,8 @@ class BatchedStorage(_CachedStorage):
     writes at once; another sees them late, and a killed process loses up to 5 s of a trial that
     has to be trained again anyway. This is within what Optuna's own cached storage promises.
 
-    Cost of a trial: one transaction to make it and one to end it, instead of some 25 and one an
-    epoch.
+    For one thread. Cost of a trial: one transaction to make it and one to end it, instead of some
+    25 and one an epoch.
 
     Args:
         backend: The database.
@@ -92,9 +92,11 @@ class BatchedStorage(_CachedStorage):
             self._read.clear()
             return done
         now = datetime.datetime.now()
-        self._write(own, {"state": state, "datetime_complete": now}, values)
+        utc = now.astimezone(datetime.timezone.utc).replace(tzinfo=None)  # as Optuna's columns hold it
+        self._write(own, {"state": state, "datetime_complete": utc}, values)
         del self._own[trial_id]
-        own.trial.state, own.trial.values, own.trial.datetime_complete = state, values, now  # type: ignore[assignment]
+        own.trial.state, own.trial.datetime_complete = state, now
+        own.trial.values = None if values is None else list(values)
         if self._sole:
             study_id, number = self._trial_id_to_study_id_and_number[trial_id]
             study = self._studies[study_id]
@@ -186,13 +188,13 @@ class BatchedStorage(_CachedStorage):
     def _adopt(self, trial: FrozenTrial) -> None:
         # A copy: the cache's object is handed out, this one is written to.
         own = copy.deepcopy(trial)
-        stored = {
+        stored: dict[Any, set[Any]] = {
             models.TrialParamModel: set(own.params),
             models.TrialIntermediateValueModel: set(own.intermediate_values),
             models.TrialUserAttributeModel: set(own.user_attrs),
             models.TrialSystemAttributeModel: set(own.system_attrs),
         }
-        self._own[trial._trial_id] = _Own(own, stored)
+        self._own[trial._trial_id] = _Own(own, stored, time.monotonic())
 
     def _keep(self, own: _Own, table: Any, name: Any, row: dict[str, Any], *, now: bool = False) -> None:
         own.pending.setdefault(table, {})[name] = row
@@ -215,13 +217,12 @@ class BatchedStorage(_CachedStorage):
                 for table, rows in own.pending.items():
                     self._write_rows(connection, own, table, rows)
                 if values is not None:
-                    table = models.TrialValueModel
-                    rows = [table.value_to_stored_repr(value) for value in values]
+                    stored = enumerate(map(models.TrialValueModel.value_to_stored_repr, values))
                     connection.execute(
-                        sa.insert(table),
+                        sa.insert(models.TrialValueModel),
                         [
                             {"trial_id": trial_id, "objective": i, "value": value, "value_type": kind}
-                            for i, (value, kind) in enumerate(rows)
+                            for i, (value, kind) in stored
                         ],
                     )
         except sa.exc.SQLAlchemyError as error:

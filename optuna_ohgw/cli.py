@@ -169,7 +169,7 @@ def compare(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="warm-start or train.")] = "warm-start",
+    what: Annotated[str, typer.Argument(help="warm-start, train, run or growth.")] = "warm-start",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     repeats: Annotated[int, typer.Option(help="Timed repeats; the median counts.", min=3)] = 7,
 ) -> None:

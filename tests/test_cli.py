@@ -327,7 +327,7 @@ def test_device_that_is_there_is_taken(monkeypatch, name, there):
 
 
 def test_bench_of_something_unknown_is_one_line():
-    assert refused("bench", "speed") == "bench: 'speed' is unknown; use one of warm-start, train"
+    assert refused("bench", "speed") == "bench: 'speed' is unknown; use one of warm-start, train, run, growth"
 
 
 def test_bench_on_an_unknown_device_is_one_line():

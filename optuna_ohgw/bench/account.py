@@ -21,7 +21,7 @@ TRAINING, START, BETWEEN, INSIDE, CHANGE, WAITING, CLOSE = (
     "inside trials",
     "change of cell",
     "waiting at the end",
-    "close-down",
+    "report and end",
 )
 PARTS = (TRAINING, START, BETWEEN, INSIDE, CHANGE, WAITING, CLOSE)
 SEARCH = (TRAINING, BETWEEN, INSIDE, CHANGE)
@@ -48,19 +48,12 @@ class CellTime:
 
 @dataclass(frozen=True)
 class RunTime:
-    """A run: when it was called and when it returned (Unix seconds), its trials and its cells.
-
-    Attributes:
-        imports: Seconds from the start of Python to the call.
-        report: Seconds that its report takes.
-    """
+    """A run: when its command began and ended (Unix seconds), its trials and its cells."""
 
     began: float
     ended: float
     trials: list[TrialTime]
     cells: dict[str, CellTime]
-    imports: float = 0.0
-    report: float = 0.0
 
 
 def times_of(spec: StudySpec) -> tuple[list[TrialTime], dict[str, CellTime]]:
@@ -90,8 +83,8 @@ def time_of(cell: str, trial: FrozenTrial) -> TrialTime:
 def account(run: RunTime, workers: int) -> dict[str, float]:
     """Return the seconds of all workers by part; together the wall time × workers.
 
-    A worker's time goes from the call of the run over its trials and the ends of their cells to the
-    last end of all, where the close-down begins. Who trained a cell to its end is not known and
+    A worker's time goes from the command over its trials and the ends of their cells to the last end
+    of all, after which the report is written. Who trained a cell to its end is not known and
     does not matter to the sums.
     """
     seconds = dict.fromkeys(PARTS, 0.0)

@@ -190,6 +190,7 @@ def main() -> None:
 
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, in bench, reports its own steps
     try:
         app()
     except UserError as error:

@@ -1,0 +1,1 @@
+"""Schedulers: which configuration is trained how long, decided by a fold over events."""

@@ -1,0 +1,374 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+from optuna.trial import TrialState
+
+from optuna_ohgw.schedulers.hyperband import (
+    HyperbandPromotion,
+    HyperbandStopping,
+    bracket_of,
+    bracket_shares,
+)
+from optuna_ohgw.schedulers.one_epoch import OneEpoch
+from optuna_ohgw.schedulers.pasha import Pasha, crossed_twice, settled
+from optuna_ohgw.schedulers.promotion import PromotionAsha
+from optuna_ohgw.schedulers.rungs import Rung, levels, quantile, quantiles
+from optuna_ohgw.schedulers.stopping import StoppingAsha
+from optuna_ohgw.simulation import finite_curves, regret, simulate
+
+NAN = math.nan
+MAKERS = {
+    "stopping": StoppingAsha,
+    "optuna": lambda *a, **k: StoppingAsha(*a, rule="optuna", **k),
+    "promotion": PromotionAsha,
+    "pasha": Pasha,
+    "hyperband-stopping": HyperbandStopping,
+    "hyperband-promotion": HyperbandPromotion,
+    "one-epoch": lambda *a, **k: OneEpoch(*a, configs=40, keep=4, **k),
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((1, 50, 3), (1, 3, 9, 27)),
+        ((1, 27, 3), (1, 3, 9)),
+        ((2, 100, 4), (2, 8, 32)),
+        ((3, 3, 2), ()),
+        ((5, 3, 2), ()),
+        ((1, 2, 9), (1,)),
+    ],
+)
+def test_rungs_lie_below_full_training(arguments, expected):
+    assert levels(*arguments) == expected
+
+
+@pytest.mark.parametrize("arguments", [(0, 9, 3), (1, 0, 3), (1, 9, 1)])
+def test_bad_rungs_are_refused_with_the_number(arguments):
+    with pytest.raises(ValueError, match=r"(must be 1 or more|give 2 or more)"):
+        levels(*arguments)
+
+
+def test_the_last_share_is_over_full_training():
+    assert quantiles((1, 3, 9, 27), 50) == (1 / 3, 1 / 3, 1 / 3, 0.54)
+
+
+def test_quantile_is_numpys():
+    rng = np.random.default_rng(0)
+    for n in range(1, 40):
+        values = sorted(rng.normal(size=n).round(1).tolist())
+        for q in (1 / 3, 0.25, 0.54, 0.5, 0.0, 1.0):
+            assert quantile(values, q) == np.quantile(values, q)
+
+
+def test_a_quantile_beside_infinity_is_infinite_unless_it_falls_on_a_number():
+    assert quantile([1.0, math.inf], 0.5) == math.inf
+    assert quantile([1.0, 2.0, math.inf], 0.5) == 2.0
+
+
+# Values at rung 1 in order of arrival, decision, cut-off (η = 3, of 9).
+TABLE = [
+    (0.5, "continue", None),
+    (0.8, "stop", 0.6),  # 0.5 + 0.3/3
+    (0.6, "stop", 0.5 + 2 / 3 * 0.1),
+    (0.4, "continue", 0.5),  # place 1 of 0.4 0.5 0.6 0.8
+    (NAN, "stop", 0.5 + 1 / 3 * 0.1),
+]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_quantile_rule_by_hand(sign):
+    scheduler = StoppingAsha(9, maximize=sign < 0)
+    for config, (value, action, cutoff) in enumerate(TABLE):
+        scheduler.started(config)
+        decision = scheduler.report(config, 1, sign * value)
+        assert (decision.action, decision.rung, decision.of) == (action, 0, config + 1)
+        assert decision.cutoff == (cutoff if cutoff is None else pytest.approx(sign * cutoff))
+    assert scheduler.report(0, 2, 9.0).action == "continue"
+    assert scheduler.report(0, 2, 9.0).until == 3
+    assert [scheduler.report(3, 3, sign * 0.3).rank, scheduler.report(0, 3, sign * 0.5).rank] == [1, 2]
+    assert scheduler.report(3, 9, sign * 0.3).rule == "full training"
+
+
+def test_a_report_that_skips_rungs_is_tested_at_each():
+    scheduler = StoppingAsha(50)
+    for config in range(3):
+        scheduler.started(config)
+    assert scheduler.report(0, 10, 0.5).rung == 2
+    assert [len(r.losses) for r in scheduler.rungs] == [1, 1, 1, 0]
+    assert scheduler.report(1, 10, 0.9).rung == 0
+    assert [len(r.losses) for r in scheduler.rungs] == [2, 1, 1, 0]
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+@pytest.mark.parametrize("bootstrap", [0, 2])
+@pytest.mark.parametrize("seed", range(6))
+def test_optunas_rule_is_that_of_its_pruner(direction, bootstrap, seed):
+    rng = np.random.default_rng(seed)
+    pruner = optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=2, reduction_factor=3, bootstrap_count=bootstrap
+    )
+    study = optuna.create_study(direction=direction, pruner=pruner)
+    scheduler = StoppingAsha(
+        100,
+        min_resource=2,
+        rule="optuna",
+        bootstrap_count=bootstrap,
+        maximize=direction == "maximize",
+    )
+    running = []
+    for _ in range(300):
+        if len(running) < 4:
+            trial = study.ask()
+            running.append([trial, 0])
+            scheduler.started(trial.number)
+            continue
+        one = running[rng.integers(4)]
+        trial, one[1] = one[0], one[1] + int(rng.integers(1, 9))
+        value = NAN if rng.random() < 0.05 else round(float(rng.normal()), 1)
+        trial.report(value, one[1])
+        pruned = one[1] < 100 and trial.should_prune()
+        decision = scheduler.report(trial.number, one[1], value)
+        assert (decision.action == "stop") == (pruned or one[1] >= 100)
+        if decision.action == "stop":
+            study.tell(trial, 0.0, state=TrialState.COMPLETE)
+            running.remove(one)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_promotion_by_hand(sign):
+    scheduler = PromotionAsha(9, maximize=sign < 0)
+
+    def run(config, resource, value):
+        return scheduler.report(config, resource, sign * value).action
+
+    assert scheduler.suggest().until == 1
+    scheduler.started(0)
+    assert run(0, 1, 0.5) == "pause"
+    assert scheduler.suggest().action == "start"  # one value is no ranking
+    scheduler.started(1)
+    assert run(1, 1, 0.8) == "pause"
+    first = scheduler.suggest()
+    assert (first.action, first.config, first.until, first.rank, first.of) == ("resume", 0, 3, 1, 2)
+    assert first.cutoff == pytest.approx(sign * 0.6)
+    scheduler.resumed(0)
+    assert scheduler.suggest().action == "start"  # 0.8 misses 0.6
+    assert [run(0, 2, 0.9), run(0, 3, 0.3)] == ["continue", "pause"]
+    for config, value in ((2, 0.45), (3, NAN), (4, 0.4)):
+        scheduler.started(config)
+        run(config, 1, value)
+    # 0.4 0.45 0.5 0.8 NaN: cut-off 0.45 + 0.05/3; the best first.
+    assert scheduler.suggest().config == 4
+    scheduler.resumed(4)
+    assert scheduler.suggest().config == 2
+    scheduler.resumed(2)
+    assert scheduler.suggest().action == "start"
+    run(4, 3, 0.35)
+    top = scheduler.suggest()
+    assert (top.config, top.rung, top.until) == (0, 1, 9)  # from the top down
+    scheduler.resumed(0)
+    assert run(0, 9, 0.1) == "stop"
+    with pytest.raises(ValueError, match="configuration 0 is not paused"):
+        scheduler.resumed(0)
+
+
+def test_a_promoted_configuration_that_skips_a_rung_waits_at_the_highest():
+    scheduler = PromotionAsha(50)
+    for config, resource in ((0, 4), (1, 3), (2, 1)):
+        scheduler.started(config)
+        scheduler.report(config, resource, 0.1 * config)
+    decision = scheduler.suggest()
+    assert (decision.config, decision.rung, decision.of) == (0, 1, 2)
+    assert len(scheduler.rungs[0].losses) == 3
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ([1, 3, 1, 3], [2, 2, 2, 2], True),
+        ([3, 3, 1, 3], [2, 2, 2, 2], True),
+        ([1, 1, 1, 3], [2, 2, 2, 2], False),
+        ([3, 3, 3, 3], [2, 2, 2, 2], False),
+        ([3, 1, 1, 3], [2, 2, 2, 2], True),
+        ([1, 3], [2, 2], False),
+    ],
+)
+def test_curves_that_cross_twice(one, other, expected):
+    curves = [dict(enumerate(c, start=1)) for c in (one, other)]
+    assert crossed_twice(*curves, len(one)) is expected
+    assert crossed_twice(*curves[::-1], len(one)) is expected
+
+
+@pytest.mark.parametrize(
+    ("top", "below", "epsilon", "expected"),
+    [
+        ([], [1, 2, 3], 0.0, True),
+        ([1, 2, 3], [1, 2, 3], 0.0, True),
+        ([2, 1, 3], [1, 2, 3], 0.0, False),
+        ([2, 1, 3], [1, 2, 3], 1.0, True),
+        ([3, 2, 1], [1, 2, 3], 1.0, False),
+        ([3, 2, 1], [1, 2, 3], 2.0, True),
+        ([2, 1], [1, 2, 0], 1.0, True),  # the third is not at the top, so it is no neighbour
+        # From 1.0 the walk stops at 1.5, though 1.9 would be within ε of 1.5.
+        ([3, 2, 1], [1.0, 1.5, 1.9], 0.5, False),
+    ],
+)
+def test_a_ranking_is_settled_within_epsilon(top, below, epsilon, expected):
+    rungs = []
+    for losses in (top, below):
+        rung = Rung(1, 0.5)
+        for config, loss in enumerate(losses):
+            rung.add(config, float(loss))
+        rungs.append(rung)
+    assert settled(*rungs, epsilon) is expected
+
+
+def test_pashas_maximum_stays_while_the_ranking_is_settled_and_grows_when_not():
+    curves = np.tile(np.arange(30.0)[:, None], (1, 50))
+    calm = Pasha(50)
+    assert calm.maximum == 3
+    assert max(simulate(calm, curves, range(30)).final_resources().values()) == 3
+    assert calm.epsilon == 0.0
+    crossing = curves.copy()
+    crossing[:, 2:] = 30 - curves[:, 2:]
+    wild = Pasha(50)
+    simulate(wild, crossing, range(30))
+    assert wild.maximum > 3
+
+
+def noisy(seed, n=40, length=50):
+    rng = np.random.default_rng(seed)
+    values = rng.random((n, 1)) * np.exp(-np.arange(length) / 20) + 0.03 * rng.normal(size=(n, length))
+    values[3, 20:] = NAN
+    values[7] = NAN
+    return values.round(3)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("seed", range(3))
+def test_maximising_the_negative_decides_the_same(name, seed):
+    curves = noisy(seed)
+    lower = simulate(MAKERS[name](50), curves, range(40), workers=3)
+    higher = simulate(MAKERS[name](50, maximize=True), -curves, range(40), workers=3)
+    assert lower.configs == higher.configs
+    assert lower.resources == higher.resources
+    assert lower.returned() == higher.returned(maximize=True)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_same_events_give_the_same_decisions(name):
+    events, asked = [], []
+    scheduler = MAKERS[name](50)
+    for method in ("started", "resumed", "report"):
+        call = getattr(scheduler, method)
+
+        def spy(*arguments, method=method, call=call):
+            result = call(*arguments)
+            events.append((method, arguments, result, repr(scheduler.suggest())))
+            return result
+
+        setattr(scheduler, method, spy)
+    simulate(scheduler, noisy(1), range(40), workers=4)
+    again = MAKERS[name](50)
+    for method, arguments, result, suggestion in events:
+        asked.append(repr(getattr(again, method)(*arguments)) == repr(result))
+        asked.append(repr(again.suggest()) == suggestion)
+    assert len(asked) > 80
+    assert all(asked)
+
+
+def test_brackets_hold_their_shares_in_every_prefix_and_depend_on_the_position_alone():
+    shares = bracket_shares(4, 3)
+    assert shares == pytest.approx(np.array([27, 12, 6, 4]) / 49)
+    brackets = [bracket_of(i, shares) for i in range(100)]
+    for n in range(1, 101):
+        for k, share in enumerate(shares):
+            assert abs(brackets[:n].count(k) - share * n) <= 1
+    stopping = HyperbandStopping(50)
+    for i in range(20):
+        assert stopping.suggest().bracket == brackets[i]
+        assert stopping.suggest().until == (1, 3, 9, 27)[brackets[i]]
+        stopping.started(i)
+
+
+def test_one_epoch_trains_the_best_few_to_the_end():
+    curves = np.tile(np.array([3.0, 1.0, 2.0, NAN, 5.0])[:, None], (1, 6))
+    replay = simulate(OneEpoch(6, configs=5, keep=2), curves, range(5), workers=2)
+    assert replay.final_resources() == {0: 1, 1: 6, 2: 6, 3: 1, 4: 1}
+    assert replay.slices == 5 + 2 * 5
+    assert replay.returned() == 1
+    with pytest.raises(ValueError, match="keep is 6; give 1 to 5"):
+        OneEpoch(6, configs=5, keep=6)
+
+
+# ---- against other implementations' results, where they are at hand
+
+
+PEERS, TASKSET = (os.environ.get(f"OPTUNA_OHGW_{name}") for name in ("PEERS", "TASKSET"))
+with_peers = pytest.mark.skipif(not (PEERS and TASKSET), reason="the peers' results are not at hand")
+
+
+def table(name):
+    values = pd.read_parquet(Path(TASKSET) / f"{name}.parquet", columns=["valid_loss"])["valid_loss"]
+    return finite_curves(np.array(values.tolist(), dtype=float)[:, 1:])
+
+
+@with_peers
+def test_pasha_decides_as_the_reference_does():
+    traces = sorted(Path(PEERS).glob("pasha_trace_*.json"))
+    assert traces
+    for trace in traces:
+        scheduler = Pasha(50)
+        for event in json.loads(trace.read_text())["events"]:
+            if event["event"] == "suggest":
+                decision = scheduler.suggest()
+                assert (decision.action, decision.until) == (event["action"], event["milestone"])
+                if decision.action == "resume":
+                    assert decision.config == event["trial"]
+                    scheduler.resumed(event["trial"])
+                else:
+                    scheduler.started(event["trial"])
+            else:
+                decision = scheduler.report(event["trial"], event["resource"], event["metric"])
+                assert decision.action.upper() == event["decision"]
+                assert scheduler.maximum == event["current_max_t"]
+                assert scheduler.epsilon == pytest.approx(event["epsilon"], abs=1e-9)
+
+
+@with_peers
+@pytest.mark.parametrize(
+    ("name", "make"), [("asha_stop", StoppingAsha), ("asha_promo", PromotionAsha), ("pasha", Pasha)]
+)
+def test_final_resources_are_those_of_the_reference(name, make):
+    rows = pd.read_csv(Path(PEERS) / "final_resource_one_worker.csv.gz").query("scheduler == @name")
+    for (task, _), own in rows.groupby(["table", "seed"]):
+        order = own.sort_values("draw")
+        replay = simulate(make(50), table(task), order["config"].tolist())
+        last = replay.final_resources()
+        assert [last[c] for c in order["config"]] == order["last_r"].tolist()
+
+
+@with_peers
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("asha_stop", StoppingAsha),
+        ("asha_promo", PromotionAsha),
+        ("optuna_sha", lambda r: StoppingAsha(r, rule="optuna")),
+    ],
+)
+def test_slices_and_answers_with_four_workers_are_those_of_the_reference(name, make):
+    runs = pd.read_csv(Path(PEERS) / "runs.csv").query("scheduler == @name and workers == 4 and seed < 4")
+    for run in runs.itertuples():
+        curves, order = table(run.table), np.random.RandomState(1000 + run.seed).permutation(1000)[:256]
+        replay = simulate(make(50), curves, order.tolist(), workers=4)
+        assert replay.slices == run.slices
+        assert regret(curves, replay.returned()) == pytest.approx(run.regret, abs=1e-9)

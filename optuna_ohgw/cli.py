@@ -168,6 +168,59 @@ def compare(
 
 
 @app.command()
+def replay(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            help="A study file, or parquet tables of learning curves.", metavar="FILE...", show_default=False
+        ),
+    ],
+    scheduler: Annotated[
+        list[str] | None,
+        typer.Option(help="asha, asha-promotion, pasha, ...; again for more; all unless named."),
+    ] = None,
+    overrides: Overrides = None,
+    smoke: Smoke = False,
+    workers: Annotated[int, typer.Option(help="Configurations trained at the same time.", min=1)] = 1,
+    seeds: Annotated[int, typer.Option(help="Tables: seeds of the draw.", min=1)] = 20,
+    configs: Annotated[int, typer.Option(help="Tables: configurations started.", min=2)] = 256,
+    value: Annotated[str, typer.Option(help="Tables: column of the curves.")] = "val_accuracy",
+    skip: Annotated[int, typer.Option(help="Tables: entries before the first epoch.", min=0)] = 0,
+    minimize: Annotated[bool, typer.Option("--minimize", help="Tables: lower is better.")] = False,
+    export: Annotated[
+        Path | None, typer.Option(help="A study: write its curves as such a table.", show_default=False)
+    ] = None,
+) -> None:
+    """Show what other schedulers would have done with known learning curves."""
+    from optuna_ohgw import replays
+    from optuna_ohgw.errors import UserError
+    from optuna_ohgw.schedulers import SCHEDULERS, Settings
+    from optuna_ohgw.show import print_comparison_of_schedulers, print_lines, print_replays
+
+    names = scheduler or list(SCHEDULERS)
+    for name in names:
+        if name not in SCHEDULERS:
+            raise UserError(f"--scheduler: {name!r} is unknown; use some of {', '.join(SCHEDULERS)}")
+    if all(source.suffix == ".parquet" for source in sources):
+        if export is not None:
+            raise UserError("--export: is for the curves of a study; tables are such files already")
+        tables = {source.stem: replays.read_table(source, value, skip) for source in sources}
+        settings = Settings(max_resource=1, maximize=not minimize, configs=configs)
+        runs = replays.over_tables(tables, names, settings, seeds=seeds, workers=workers)
+        print_comparison_of_schedulers(runs, workers, _console())
+        return
+    if len(sources) > 1:
+        raise UserError(f"replay: got {len(sources)} files; name one study file, or parquet tables alone")
+    evidence = _evidence(sources[0], overrides, smoke)
+    target = evidence.primary if evidence.primary is not None else evidence.spec.targets[0]
+    runs = replays.over_study(evidence.records, names, workers=workers, target=target)
+    print_replays(runs, target, workers, _console())
+    if export is not None:
+        replays.export(evidence.records, export)
+        print_lines([str(export)], _console())
+
+
+@app.command()
 def bench(
     what: Annotated[str, typer.Argument(help="warm-start, train, run or growth.")] = "warm-start",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",

@@ -13,6 +13,7 @@ from optuna_ohgw.sampler import HISTORY_FREE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pandas as pd
     from rich.console import Console
 
     from optuna_ohgw.evidence import Evidence
@@ -155,3 +156,66 @@ def _time(row: dict[Any, Any], target: float) -> str:
 
 def _number(value: float, form: str) -> str:
     return format(value, form) if math.isfinite(value) else "-"
+
+
+def print_comparison_of_schedulers(runs: pd.DataFrame, workers: int, console: Console) -> None:
+    """Print one row a scheduler over tables of learning curves."""
+    from optuna_ohgw.replays import comparison
+
+    tables, seeds = runs["table"].nunique(), runs["seed"].nunique()
+    shown = _table(f"{tables} tables × {seeds} seeds, {workers} workers")
+    shown.add_column("scheduler", no_wrap=True)
+    for name in (
+        "\nslices",
+        "trained\nto the end",
+        "selection\nregret",
+        "best drawn\nreturned",
+        "\nt5",
+        "\nt1",
+    ):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for row in comparison(runs).to_dict("records"):
+        shown.add_row(
+            row["scheduler"],
+            f"{row['slices']:,.0f}",
+            f"{row['reached_end']:g}",
+            f"{row['selection_regret']:.3f}",
+            f"{row['best_drawn']:.2f}",
+            _number(row["t5"], ",.0f"),
+            _number(row["t1"], ",.0f"),
+        )
+    console.print(shown)
+    console.print(
+        "Medians over tables and seeds, means of selection regret and best drawn. Slices: units of\n"
+        "training. Regret: (final value of what is returned - best) / (median - best), less that of the\n"
+        "best drawn. t5, t1: time until a value as good as the best 5% and 1% of the table's final ones.",
+        highlight=False,
+    )
+
+
+def print_replays(runs: pd.DataFrame, target: float, workers: int, console: Console) -> None:
+    """Print one row a variation and scheduler over the cells of a study."""
+    shown = _table(f"Replayed, medians over seeds, {workers} workers")
+    for name in ("variation", "scheduler"):
+        shown.add_column(f"\n{name}", no_wrap=True)
+    for name in ("\nepochs", "trained\nto the end", "\nbest", f"epochs to\n{target:.4g}", "asked\nbeyond"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for (variation, scheduler), own in runs.groupby(["variation", "scheduler"], sort=False):
+        reached = own["time_to_target"][own["time_to_target"] < math.inf]
+        time = f"{own['time_to_target'].median():,.0f}" if 2 * len(reached) > len(own) else "-"
+        shown.add_row(
+            str(variation),
+            str(scheduler),
+            f"{own['slices'].median():,.0f}",
+            f"{own['reached_end'].median():g}",
+            _number(own["best"].median(), ".4f"),
+            f"{time} ({len(reached)}/{len(own)})",
+            f"{own['beyond'].sum()}/{own['configs'].sum()}",
+        )
+    console.print(shown)
+    console.print(
+        "From recorded learning curves, no training. Asked beyond: configurations that the scheduler\n"
+        "would have trained further than the study did; it got no more of them, so its epochs are too\n"
+        "few and its best may be too low. A study with scheduler.min_resource = task.epochs knows all.",
+        highlight=False,
+    )

@@ -38,6 +38,7 @@ EPOCHS = 30
 SETTINGS = (
     f"task.epochs={EPOCHS}",
     "task.train_images=700",
+    "task.batch_size=8",
     "task.validation_images=200",
     "task.test_images=200",
     "space.lr={low: 0.01, high: 0.3, log: true}",
@@ -84,8 +85,8 @@ def run_in_process(spec: StudySpec) -> None:
             worker.finish(cell)
 
 
-def trials_of(spec: StudySpec) -> dict[str, list[FrozenTrial]]:
-    storage = open_storage(spec.storage_url, create=False)
+def trials_of(spec: StudySpec, storage: Any = None) -> dict[str, list[FrozenTrial]]:
+    storage = storage or open_storage(spec.storage_url, create=False)
     return {
         cell.label: optuna.load_study(study_name=cell.name, storage=storage).get_trials(deepcopy=False)
         for cell in cells_of(spec)
@@ -142,11 +143,14 @@ class Run:
         """Return when the trials in storage are so."""
         # Opening a storage makes its tables: not before the run has made them and its cells.
         made = cells_of(self.spec)[-1].folder(self.spec.folder) / "spec.yaml"
-        deadline = time.monotonic() + 120
+        deadline, storage = time.monotonic() + 120, None
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.process.communicate()
-            if made.exists() and condition(trials_of(self.spec)):
-                return
+            if made.exists():
+                # Opened once: it takes as long as a short trial.
+                storage = storage or open_storage(self.spec.storage_url, create=False)
+                if condition(trials_of(self.spec, storage)):
+                    return
             time.sleep(0.02)
         raise AssertionError("the run did not come so far in two minutes")
 

@@ -51,6 +51,7 @@ class Pasha(PromotionAsha):
         self._top = min(2, len(self.rungs))  # rungs in use
         self.maximum = self.rungs[self._top - 1].level if self.rungs else max_resource
         self._curves: dict[int, dict[int, float]] = {}
+        self._length: dict[int, int] = {}
         self._crossings: dict[tuple[int, int], float] = {}
 
     def observed(self, config: int, resource: int, value: float) -> None:
@@ -59,6 +60,7 @@ class Pasha(PromotionAsha):
         if resource in curve:
             return
         curve[resource] = loss_of(value, self.maximize)
+        self._length[config] = resource
         if self._top < 2:
             return
         self._update_epsilon(config)
@@ -79,9 +81,11 @@ class Pasha(PromotionAsha):
 
     def _update_epsilon(self, reported: int) -> None:
         """Look again at the pairs of a configuration that has reported; set ε."""
-        for other in self._curves:
-            if other != reported:
-                self._look_at(min(reported, other), max(reported, other))
+        low = self.rungs[self._top - 2].level
+        if self._length[reported] > low:
+            for other, length in self._length.items():
+                if length > low and other != reported:
+                    self._look_at(min(reported, other), max(reported, other))
         if len(self._curves) < 2:
             self.epsilon = 0.0
         elif self._crossings:
@@ -92,7 +96,7 @@ class Pasha(PromotionAsha):
         a, b = self._curves[one], self._curves[other]
         high, low = self.rungs[self._top - 1].level, self.rungs[self._top - 2].level
         self._crossings.pop((one, other), None)
-        last = min(max(a), max(b), high)
+        last = min(self._length[one], self._length[other], high)
         if last > low and crossed_twice(a, b, last) and math.isfinite(a[last] - b[last]):
             self._crossings[one, other] = abs(a[last] - b[last])
 

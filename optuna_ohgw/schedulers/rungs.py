@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 
 def levels(min_resource: int, max_resource: int, reduction_factor: int) -> tuple[int, ...]:
@@ -28,7 +29,7 @@ def levels(min_resource: int, max_resource: int, reduction_factor: int) -> tuple
 
 def quantiles(rungs: tuple[int, ...], max_resource: int) -> tuple[float, ...]:
     """Return the share of each rung that goes on, r_k / r_{k+1}, the last one over ``max_resource``."""
-    return tuple(low / high for low, high in zip(rungs, (*rungs[1:], max_resource), strict=True))
+    return tuple(low / high for low, high in pairwise((*rungs, max_resource)))
 
 
 def loss_of(value: float, maximize: bool) -> float:

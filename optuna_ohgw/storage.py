@@ -83,17 +83,23 @@ class BatchedStorage(_CachedStorage):
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
-        """Set the state, and write all that waits before it, in the same transaction."""
+        """Set the state, and write all that waits before it, in the same transaction.
+
+        Of processes that take the same waiting trial one gets it, on SQLite too, where Optuna's own
+        storage may give it to several.
+        """
         own = self._own.get(trial_id)
-        if own is None or not state.is_finished():
-            done = super().set_trial_state_values(trial_id, state, values)
-            if done and state == TrialState.RUNNING:
+        if state == TrialState.RUNNING:
+            taken = self._take(trial_id)
+            if taken:
                 self._adopt(self._backend.get_trial(trial_id))
             self._read.clear()
-            return done
+            return taken
+        if own is None:
+            self._read.clear()
+            return super().set_trial_state_values(trial_id, state, values)
         now = datetime.datetime.now()
-        utc = now.astimezone(datetime.timezone.utc).replace(tzinfo=None)  # as Optuna's columns hold it
-        self._write(own, {"state": state, "datetime_complete": utc}, values)
+        self._write(own, {"state": state, "datetime_complete": _utc(now)}, values)
         del self._own[trial_id]
         own.trial.state, own.trial.datetime_complete = state, now
         own.trial.values = None if values is None else list(values)
@@ -185,6 +191,16 @@ class BatchedStorage(_CachedStorage):
             super()._read_trials_from_remote_storage(study_id)
             self._read[study_id] = now
 
+    def _take(self, trial_id: int) -> bool:
+        model = models.TrialModel
+        waiting = sa.update(model).where(model.trial_id == trial_id, model.state == TrialState.WAITING)
+        running = {"state": TrialState.RUNNING, "datetime_start": _utc(datetime.datetime.now())}
+        try:
+            with self._backend.engine.begin() as connection:
+                return bool(connection.execute(waiting.values(**running)).rowcount)
+        except sa.exc.SQLAlchemyError as error:
+            raise StorageInternalError(f"trial id {trial_id} could not be taken: {error}") from error
+
     def _adopt(self, trial: FrozenTrial) -> None:
         # A copy: the cache's object is handed out, this one is written to.
         own = copy.deepcopy(trial)
@@ -246,6 +262,11 @@ class BatchedStorage(_CachedStorage):
             column = getattr(table, name)
             known = sa.update(table).where(table.trial_id == own.trial._trial_id, column == key)
             connection.execute(known.values(**rows[key]))
+
+
+def _utc(local: datetime.datetime) -> datetime.datetime:
+    """Return a local time as Optuna's columns hold it."""
+    return local.astimezone(datetime.timezone.utc).replace(tzinfo=None)
 
 
 _KEYS: dict[Any, str] = {

@@ -12,9 +12,9 @@ import pytest
 from optuna.trial import TrialState
 
 from optuna_ohgw.schedulers.hyperband import (
+    Brackets,
     HyperbandPromotion,
     HyperbandStopping,
-    bracket_of,
     bracket_shares,
 )
 from optuna_ohgw.schedulers.one_epoch import OneEpoch
@@ -22,6 +22,7 @@ from optuna_ohgw.schedulers.pasha import Pasha, crossed_twice, settled
 from optuna_ohgw.schedulers.promotion import PromotionAsha
 from optuna_ohgw.schedulers.rungs import Rung, levels, quantile, quantiles
 from optuna_ohgw.schedulers.stopping import StoppingAsha
+from optuna_ohgw.schedulers.synchronous import HyperbandSynchronous
 from optuna_ohgw.simulation import finite_curves, regret, simulate
 
 NAN = math.nan
@@ -32,6 +33,7 @@ MAKERS = {
     "pasha": Pasha,
     "hyperband-stopping": HyperbandStopping,
     "hyperband-promotion": HyperbandPromotion,
+    "hyperband-synchronous": HyperbandSynchronous,
     "one-epoch": lambda *a, **k: OneEpoch(*a, configs=40, keep=4, **k),
 }
 
@@ -72,6 +74,15 @@ def test_quantile_is_numpys():
 def test_a_quantile_beside_infinity_is_infinite_unless_it_falls_on_a_number():
     assert quantile([1.0, math.inf], 0.5) == math.inf
     assert quantile([1.0, 2.0, math.inf], 0.5) == 2.0
+    assert quantile([-math.inf, 1.0, 2.0], 0.4) == -math.inf
+
+
+def test_a_record_is_strict_json():
+    scheduler = PromotionAsha(9)
+    for config in range(2):
+        scheduler.started(config)
+        record = scheduler.report(config, 1, NAN).record()
+        assert json.loads(json.dumps(record, allow_nan=False))["rank"] == 1
 
 
 # Values at rung 1 in order of arrival, decision, cut-off (η = 3, of 9).
@@ -287,15 +298,15 @@ def test_the_same_events_give_the_same_decisions(name):
 
 def test_brackets_hold_their_shares_in_every_prefix_and_depend_on_the_position_alone():
     shares = bracket_shares(4, 3)
-    assert shares == pytest.approx(np.array([27, 12, 6, 4]) / 49)
-    brackets = [bracket_of(i, shares) for i in range(100)]
+    assert shares == pytest.approx(np.array([81, 27, 9, 6, 5]) / 128)
+    brackets = [Brackets(4, 3)[i] for i in range(100)]
     for n in range(1, 101):
         for k, share in enumerate(shares):
             assert abs(brackets[:n].count(k) - share * n) <= 1
     stopping = HyperbandStopping(50)
     for i in range(20):
         assert stopping.suggest().bracket == brackets[i]
-        assert stopping.suggest().until == (1, 3, 9, 27)[brackets[i]]
+        assert stopping.suggest().until == (1, 3, 9, 27, 50)[brackets[i]]
         stopping.started(i)
 
 

@@ -332,3 +332,14 @@ def test_an_end_is_stored_in_utc_and_shown_in_local_time(
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+def test_a_waiting_trial_is_taken_once_however_late_its_state_was_read(tmp_path: Path) -> None:
+    one, two = (batched(tmp_path, sole=False) for _ in range(2))
+    study_on(one).enqueue_trial({"x": 0.25})
+    (waiting,) = study_on(one).trials
+    assert [s.get_trial(waiting._trial_id).state for s in (one, two)] == [TrialState.WAITING] * 2
+    taken = [s.set_trial_state_values(waiting._trial_id, TrialState.RUNNING) for s in (one, two)]
+    assert taken == [True, False]
+    before = datetime.datetime.now() - datetime.timedelta(minutes=1)
+    assert before < stored(tmp_path)[0].datetime_start <= datetime.datetime.now()

@@ -12,6 +12,7 @@ from optuna_ohgw.schedulers.one_epoch import OneEpoch
 from optuna_ohgw.schedulers.pasha import Pasha
 from optuna_ohgw.schedulers.promotion import PromotionAsha
 from optuna_ohgw.schedulers.stopping import StoppingAsha
+from optuna_ohgw.schedulers.synchronous import HyperbandSynchronous
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ SCHEDULERS: dict[str, Callable[[Settings], Scheduler]] = {
     "pasha": lambda s: Pasha(s.max_resource, **s.rungs, maximize=s.maximize),
     "hyperband": lambda s: HyperbandStopping(s.max_resource, **s.rungs, maximize=s.maximize),
     "hyperband-promotion": lambda s: HyperbandPromotion(s.max_resource, **s.rungs, maximize=s.maximize),
+    "hyperband-synchronous": lambda s: HyperbandSynchronous(s.max_resource, **s.rungs, maximize=s.maximize),
     "one-epoch": _one_epoch,
     "full": lambda s: StoppingAsha(s.max_resource, min_resource=s.max_resource, maximize=s.maximize),
 }

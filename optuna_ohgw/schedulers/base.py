@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Action = Literal["start", "resume", "continue", "pause", "stop"]
-# System attributes of a trial: its decisions by resource, whether it is paused, when it was resumed.
-DECISION, PAUSED, RESUMED_AT = "ohgw:decision:", "ohgw:paused", "ohgw:resumed_at"
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,9 @@ class Decision:
     bracket: int | None = None
 
     def record(self) -> dict[str, Any]:
-        """Return what is known, JSON-ready, without the empty fields."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """Return what is known, JSON-ready, without empty fields and numbers that are not finite."""
+        known = {name: value for name, value in asdict(self).items() if value is not None}
+        return {n: v for n, v in known.items() if not isinstance(v, float) or math.isfinite(v)}
 
 
 class Scheduler(ABC):
@@ -78,8 +78,12 @@ class Scheduler(ABC):
         """Return what a free worker does: ``start`` or ``resume``."""
 
     @abstractmethod
+    def until(self, config: int) -> int:
+        """Return the resource at which a configuration that was started is decided on next."""
+
+    @abstractmethod
     def started(self, config: int) -> None:
-        """Take note that a configuration, new to the scheduler, is being trained."""
+        """Take note that the configuration of that position, from 0, is being trained."""
 
     @abstractmethod
     def resumed(self, config: int) -> None:

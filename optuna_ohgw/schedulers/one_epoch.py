@@ -57,6 +57,10 @@ class OneEpoch(Scheduler):
             )
         return Decision("start", None, self.name, until=self.min_resource)
 
+    def until(self, config: int) -> int:
+        """Return the end of the short training, then that of the full one."""
+        return self.max_resource if config in self._losses else self.min_resource
+
     def started(self, config: int) -> None:
         """Take note of a new configuration."""
         self._count += 1
@@ -72,8 +76,7 @@ class OneEpoch(Scheduler):
         if resource >= self.max_resource:
             return Decision("stop", config, "full training", resource, value=value)
         if config in self._losses or resource < self.min_resource:
-            until = self.max_resource if config in self._losses else self.min_resource
-            return Decision("continue", config, self.name, resource, until)
+            return Decision("continue", config, self.name, resource, self.until(config))
         self._losses[config] = loss_of(value, self.maximize)
         return Decision("pause", config, self.name, resource, rung=0, value=value, of=len(self._losses))
 

@@ -49,7 +49,8 @@ class Pasha(PromotionAsha):
         )
         self.epsilon = 0.0
         self._top = min(2, len(self.rungs))  # rungs in use
-        self.maximum = self.rungs[self._top - 1].level if self.rungs else max_resource
+        # With one rung there are no two to compare: the maximum could never grow.
+        self.maximum = self.rungs[self._top - 1].level if self._top > 1 else max_resource
         self._curves: dict[int, dict[int, float]] = {}
         self._length: dict[int, int] = {}
         self._crossings: dict[tuple[int, int], float] = {}

@@ -50,6 +50,10 @@ class PromotionAsha(Scheduler):
                 return self._decision("resume", config, rung.level, index, rung, loss)
         return Decision("start", None, self.name, until=self._until(0), maximum=self.maximum)
 
+    def until(self, config: int) -> int:
+        """Return the next rung of a configuration, or full training."""
+        return self._until(self._next[config])
+
     def started(self, config: int) -> None:
         """Take note of a new configuration."""
         self._next[config] = 0

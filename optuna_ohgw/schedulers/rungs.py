@@ -41,7 +41,7 @@ def quantile(ordered: list[float], q: float) -> float:
     """Return the quantile of rising numbers, linear between neighbours, as ``numpy.quantile`` does.
 
     Written out since numpy takes longer for it than all the rest of a decision. A quantile beside +∞
-    is +∞ unless it falls on a finite number.
+    is +∞ unless it falls on a finite number, one beside -∞ alone is -∞.
     """
     place = q * (len(ordered) - 1)
     below = math.floor(place)
@@ -49,8 +49,8 @@ def quantile(ordered: list[float], q: float) -> float:
     low, high = ordered[below], ordered[min(below + 1, len(ordered) - 1)]
     if share == 0 or low == high:
         return low
-    if math.isinf(high):
-        return high
+    if math.isinf(high) or math.isinf(low):
+        return high if math.isinf(high) else low
     # From the nearer end, so that the result does not fall behind either.
     return low + (high - low) * share if share < 0.5 else high - (high - low) * (1 - share)
 

@@ -55,6 +55,10 @@ class StoppingAsha(Scheduler):
         """Return to start a new configuration."""
         return Decision("start", None, self.name, until=self._until(0))
 
+    def until(self, config: int) -> int:
+        """Return the next rung of a configuration, or full training."""
+        return self._until(self._next[config])
+
     def started(self, config: int) -> None:
         """Take note of a new configuration."""
         self._next[config] = 0

@@ -9,23 +9,32 @@ from optuna_ohgw.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from optuna_ohgw.errors import UserError
+    from optuna_ohgw.freezing import checkpoint_bytes, epochs
     from optuna_ohgw.hypergrad import HyperGradient, direct, exact, finite_difference, lean
     from optuna_ohgw.lookahead import LookaheadLoss, lookahead_loss
     from optuna_ohgw.sampler import OhgwSampler, PairedSampler
+    from optuna_ohgw.schedulers.pruners import PairedHyperbandPruner, PashaPruner, PromotionPruner
     from optuna_ohgw.space import SearchSpace
+    from optuna_ohgw.storage import BatchedStorage
     from optuna_ohgw.suggest import ohgw_suggest
     from optuna_ohgw.warmstart import Warmed, WarmStart, warm_start
 
 _HOME = {
+    "BatchedStorage": "storage",
     "HyperGradient": "hypergrad",
     "LookaheadLoss": "lookahead",
     "OhgwSampler": "sampler",
+    "PairedHyperbandPruner": "schedulers.pruners",
     "PairedSampler": "sampler",
+    "PashaPruner": "schedulers.pruners",
+    "PromotionPruner": "schedulers.pruners",
     "SearchSpace": "space",
     "UserError": "errors",
     "WarmStart": "warmstart",
     "Warmed": "warmstart",
+    "checkpoint_bytes": "freezing",
     "direct": "hypergrad",
+    "epochs": "freezing",
     "exact": "hypergrad",
     "finite_difference": "hypergrad",
     "lean": "hypergrad",
@@ -35,15 +44,21 @@ _HOME = {
 }
 
 __all__ = [
+    "BatchedStorage",
     "HyperGradient",
     "LookaheadLoss",
     "OhgwSampler",
+    "PairedHyperbandPruner",
     "PairedSampler",
+    "PashaPruner",
+    "PromotionPruner",
     "SearchSpace",
     "UserError",
     "WarmStart",
     "Warmed",
+    "checkpoint_bytes",
     "direct",
+    "epochs",
     "exact",
     "finite_difference",
     "lean",

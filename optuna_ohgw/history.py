@@ -82,3 +82,9 @@ class LogicalStudy(optuna.Study):
         trials = super().get_trials(deepcopy=deepcopy)
         gone = superseded(trials)
         return [t for t in trials if t.number not in gone and (states is None or t.state in states)]
+
+
+def logical(study: optuna.Study) -> optuna.Study:
+    """Return a study as its logical trials; itself where nothing was ever resumed."""
+    trials = study.get_trials(deepcopy=False)
+    return LogicalStudy(study) if any(RESUMED_FROM in t.user_attrs for t in trials) else study

@@ -15,6 +15,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_ohgw.history import logical
 from optuna_ohgw.seeds import Purpose, derive_seed
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ class OhgwSampler(BaseSampler):
     Without a call of :func:`ohgw_suggest` it is its base sampler. Under one, the suggestion is
     warped before Optuna records it, so ``trial.params``, ``best_params``, importances, the
     dashboard and the base sampler's own model all see the trained ψ; the suggestion is kept in
-    the trial's ``ohgw`` attribute. The base sampler's draws are the same with and without it.
+    the trial's ``ohgw`` attribute. The base sampler's draws are the same with and without it. A trial
+    that was paused and resumed is one trial to the base sampler.
 
     Args:
         base: Any sampler. CMA-ES is told points that it did not propose, and says so.
@@ -92,19 +94,20 @@ class OhgwSampler(BaseSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the base sampler's relative search space."""
-        return self.base.infer_relative_search_space(study, trial)
+        return self.base.infer_relative_search_space(logical(study), trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return the base sampler's joint draw."""
         # A copy: ``ohgw_suggest`` takes names out, and a base may return a dict of its own.
-        return dict(self.base.sample_relative(study, trial, search_space))
+        return dict(self.base.sample_relative(logical(study), trial, search_space))
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """Return the warmed value under a request of ``ohgw_suggest``, else the base's draw."""
+        study = logical(study)
         request: WarpRequest | None = getattr(_ACTIVE, "request", None)
         if request is not None and param_name in request.distributions:
             return request.serve(self.base, study, trial, param_name)

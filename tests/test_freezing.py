@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -272,13 +273,11 @@ def test_four_processes_never_resume_one_trial_twice(tmp_path: Path) -> None:
     url, folder = f"sqlite:///{tmp_path / 's.db'}", tmp_path / "store"
     folder.mkdir()
     optuna.create_study(storage=url, study_name="s")
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=work, args=(url, str(folder), i)) for i in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(200)
-    assert [worker.exitcode for worker in workers] == [0] * 4
+    # This file as a script: what pytest imports it as is not there for another process.
+    command = [sys.executable, __file__, url, str(folder)]
+    workers = [subprocess.Popen([*command, str(i)], stderr=subprocess.PIPE, text=True) for i in range(4)]
+    errors = [worker.communicate(timeout=200)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * 4, errors
     study = optuna.load_study(storage=url, study_name="s")
     trials = study.trials
     assert not [t for t in trials if t.state == TrialState.FAIL]
@@ -331,3 +330,7 @@ def test_reports_that_are_skipped_or_nan_are_decided_on(tmp_path: Path) -> None:
     assert f"{DECISION}4" in attributes
     nan = [t for t in study.trials if t.intermediate_values and np.isnan(t.intermediate_values.get(1, 0.0))]
     assert all(t.user_attrs.get(RESUMED_FROM) is None for t in nan)
+
+
+if __name__ == "__main__":
+    work(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING, Any
 from optuna_ohgw.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from optuna_ohgw.bohb_sampler import BohbSampler
+    from optuna_ohgw.chooser_sampler import BoilSampler, DyHPOSampler
+    from optuna_ohgw.distributed import RankError, distributed_loss
+    from optuna_ohgw.distributed_suggest import ohgw_suggest_distributed
     from optuna_ohgw.errors import UserError
-    from optuna_ohgw.freezing import checkpoint_bytes, epochs
+    from optuna_ohgw.freezing import epochs
+    from optuna_ohgw.history import best_trial, checkpoint_bytes
     from optuna_ohgw.hypergrad import HyperGradient, direct, exact, finite_difference, lean
     from optuna_ohgw.lookahead import LookaheadLoss, lookahead_loss
     from optuna_ohgw.sampler import OhgwSampler, PairedSampler
@@ -21,6 +26,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "BatchedStorage": "storage",
+    "BohbSampler": "bohb_sampler",
+    "BoilSampler": "chooser_sampler",
+    "DyHPOSampler": "chooser_sampler",
     "HyperGradient": "hypergrad",
     "LookaheadLoss": "lookahead",
     "OhgwSampler": "sampler",
@@ -28,23 +36,30 @@ _HOME = {
     "PairedSampler": "sampler",
     "PashaPruner": "schedulers.pruners",
     "PromotionPruner": "schedulers.pruners",
+    "RankError": "distributed",
     "SearchSpace": "space",
     "UserError": "errors",
     "WarmStart": "warmstart",
     "Warmed": "warmstart",
-    "checkpoint_bytes": "freezing",
+    "best_trial": "history",
+    "checkpoint_bytes": "history",
     "direct": "hypergrad",
+    "distributed_loss": "distributed",
     "epochs": "freezing",
     "exact": "hypergrad",
     "finite_difference": "hypergrad",
     "lean": "hypergrad",
     "lookahead_loss": "lookahead",
     "ohgw_suggest": "suggest",
+    "ohgw_suggest_distributed": "distributed_suggest",
     "warm_start": "warmstart",
 }
 
 __all__ = [
     "BatchedStorage",
+    "BohbSampler",
+    "BoilSampler",
+    "DyHPOSampler",
     "HyperGradient",
     "LookaheadLoss",
     "OhgwSampler",
@@ -52,18 +67,22 @@ __all__ = [
     "PairedSampler",
     "PashaPruner",
     "PromotionPruner",
+    "RankError",
     "SearchSpace",
     "UserError",
     "WarmStart",
     "Warmed",
+    "best_trial",
     "checkpoint_bytes",
     "direct",
+    "distributed_loss",
     "epochs",
     "exact",
     "finite_difference",
     "lean",
     "lookahead_loss",
     "ohgw_suggest",
+    "ohgw_suggest_distributed",
     "warm_start",
 ]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from optuna_ohgw.beside import Side, sides
-from optuna_ohgw.cells import open_storage
 from optuna_ohgw.comparison import comparisons
 from optuna_ohgw.drift import benefit, benefit_correlation, divergence, knn_divergence, shift
 from optuna_ohgw.evidence import Evidence, evidence_of, gather, summary_table
@@ -24,6 +23,7 @@ from optuna_ohgw.figures import (
     eta_sensitivity as eta_figure,
 )
 from optuna_ohgw.metrics import cell_metrics, curves, pilot_target, times
+from optuna_ohgw.opening import open_storage
 from optuna_ohgw.records import Records, read_records
 from optuna_ohgw.report import Page, open_page, write_report
 from optuna_ohgw.sensitivity import Sensitivity, eta_sensitivity, kept_speedup, transfer

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from optuna_ohgw.cells import check_cells, open_storage
+from optuna_ohgw.cells import check_cells
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.evidence import Evidence, gather
+from optuna_ohgw.opening import open_storage
 from optuna_ohgw.spec import StudySpec, load_spec
 from optuna_ohgw.variations import eta_of
 
@@ -65,7 +66,7 @@ def role(other: StudySpec, spec: StudySpec) -> Role:
     """Return how a study differs from another."""
     if any(eta_of(v) is not None for v in other.variations):
         return "eta"
-    if other.task.label_noise != spec.task.label_noise:
+    if other.label_noise != spec.label_noise:
         return "noise"
     if other.scheduler.bootstrap_count != spec.scheduler.bootstrap_count:
         return "bootstrap"

@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
 from optuna_ohgw.errors import UserError
-from optuna_ohgw.pruner import INTERRUPTED, RetryAwarePruner, is_interrupted
-from optuna_ohgw.sampler import CONFIG_INDEX, OhgwSampler, PairedSampler
-from optuna_ohgw.seeds import Purpose, derive_seed
+from optuna_ohgw.history import (
+    CHECKPOINT,
+    CONFIG_INDEX,
+    INTERRUPTED,
+    RESUMED,
+    RESUMED_FROM,
+    RETRY_OF,
+    SURPLUS,
+    is_interrupted,
+    kept_until,
+    kills_in_vain,
+    paused_at,
+    retry,
+    superseded,
+)
 from optuna_ohgw.spec import StudySpec
-from optuna_ohgw.variations import BASELINE
+from optuna_ohgw.spec_parts import ENDLESS
+from optuna_ohgw.variations import baseline_among
 
-RETRY_OF = "retry_of"
 METRIC = "validation accuracy"
+_MOST_KILLS = 5  # of a trial in a row, with no checkpoint between
 
 
 @dataclass(frozen=True)
@@ -52,37 +66,9 @@ class Cell:
 
 def cells_of(spec: StudySpec) -> list[Cell]:
     """Return the cells of a study: pilots first, then seed by seed, so that pairs run together."""
-    pilots = [Cell(spec.name, BASELINE, seed, pilot=True) for seed in spec.pilot_seeds]
+    baseline = baseline_among(spec.variations)
+    pilots = [Cell(spec.name, baseline, seed, pilot=True) for seed in spec.pilot_seeds]
     return pilots + [Cell(spec.name, v, seed) for seed in spec.seeds for v in spec.variations]
-
-
-def open_storage(url: str, *, create: bool) -> RDBStorage:
-    """Return the storage at a URL.
-
-    Raises:
-        UserError: If it cannot be opened, is no Optuna storage, or is of another schema version.
-    """
-    import sqlalchemy.exc
-
-    path = sqlite_path(url)
-    if path is not None and not path.exists() and not create:
-        raise UserError(f"storage: {path} does not exist; start the study with 'optuna-ohgw run' first")
-    try:
-        options = {"connect_args": {"timeout": 60}} if path is not None else None
-        return RDBStorage(url, engine_kwargs=options)
-    except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, ImportError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        shown = path if path is not None else url.rsplit("@", maxsplit=1)[-1]
-        if "schema" in str(error) or "version" in str(error):
-            remedy = "upgrade it by 'optuna storage upgrade --storage URL', or name another"
-        else:
-            remedy = "name another by --set storage=URL"
-        raise UserError(f"storage: {shown} cannot be used ({first}); {remedy}") from None
-
-
-def sqlite_path(url: str) -> Path | None:
-    """Return the file of an SQLite URL, None for any other."""
-    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
 
 
 def check_cells(storage: BaseStorage, spec: StudySpec) -> dict[str, int]:
@@ -132,32 +118,36 @@ def create_cell(storage: BaseStorage, spec: StudySpec, cell: Cell, environment: 
         study.set_user_attr("spec", spec.identity())
 
 
-def load_cell(storage: BaseStorage, spec: StudySpec, cell: Cell, slot: int = 0) -> optuna.Study:
-    """Return the cell's study with its sampler and pruner."""
-    scheduler = spec.scheduler
-    pruner = optuna.pruners.SuccessiveHalvingPruner(
-        min_resource=scheduler.min_resource,
-        reduction_factor=scheduler.reduction_factor,
-        bootstrap_count=scheduler.bootstrap_count,
-    )
-    study = optuna.load_study(study_name=cell.name, storage=storage, pruner=RetryAwarePruner(pruner))
-    study.sampler = OhgwSampler(_base_sampler(spec, cell.seed, slot, len(study.get_trials(deepcopy=False))))
-    return study
+def revive(study: optuna.Study, alive: Callable[[FrozenTrial], bool] = lambda _: False) -> int:
+    """Queue again the trials that stopped or killed workers left; return their number.
 
+    ``alive`` tells which running trials a living worker still trains.
 
-def revive(study: optuna.Study) -> int:
-    """Queue again the trials that a stopped or killed run left; return their number.
-
-    A retry keeps its ``config_index``, and so its suggestion, weights and data order.
+    A retry goes on from the trial's last checkpoint, see :func:`optuna_ohgw.history.retry`. A trial
+    that was killed after its scheduler had paused it and its checkpoint was made counts as paused. One
+    that is killed again and again, as where memory does not suffice, has failed.
     """
     count = 0
     trials = study.get_trials(deepcopy=False)
     retried = {t.user_attrs[RETRY_OF] for t in trials if RETRY_OF in t.user_attrs}
     for trial in trials:
         running = trial.state == TrialState.RUNNING
-        if (running or is_interrupted(trial)) and trial.number not in retried:
-            attributes = {CONFIG_INDEX: config_index(trial, trials), RETRY_OF: trial.number}
-            study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=attributes))
+        if running and alive(trial):
+            continue
+        if running and _is_frozen(trial):
+            study.tell(trial.number, state=TrialState.PRUNED)
+            continue
+        if running and kills_in_vain(trial) >= _MOST_KILLS:
+            why = f"killed {_MOST_KILLS} times in a row; too little memory?"
+            study._storage.set_trial_user_attr(trial._trial_id, "reason", why)
+            study.tell(trial.number, state=TrialState.FAIL)
+            continue
+        if (
+            (running or is_interrupted(trial))
+            and trial.number not in retried
+            and SURPLUS not in trial.user_attrs
+        ):
+            retry(study, trial, config_index(trial, trials))
             count += 1
         if running:
             study._storage.set_trial_user_attr(trial._trial_id, "reason", INTERRUPTED)
@@ -165,17 +155,46 @@ def revive(study: optuna.Study) -> int:
     return count
 
 
+def _is_frozen(trial: FrozenTrial) -> bool:
+    last, made = trial.last_step, trial.user_attrs.get(CHECKPOINT)
+    # One that was resumed, and trained nothing yet, carries the pause and the checkpoint of its source.
+    own = last is not None and last > trial.system_attrs.get(RESUMED, {}).get("resource", 0)
+    return last is not None and own and made is not None and made["epoch"] == last and paused_at(trial, last)
+
+
 def config_index(trial: FrozenTrial, trials: list[FrozenTrial]) -> int:
-    """Return a trial's position: its own attribute, else its number without the retries before it."""
+    """Return a trial's position: its own attribute, else its number without what is none of its own."""
     if CONFIG_INDEX in trial.user_attrs:
         return int(trial.user_attrs[CONFIG_INDEX])
-    return trial.number - sum(RETRY_OF in t.user_attrs for t in trials[: trial.number])
+    return trial.number - sum(not _is_new(t) for t in trials[: trial.number])
+
+
+def _is_new(trial: FrozenTrial) -> bool:
+    """Return whether a trial is the first of its configuration, no retry and not resumed."""
+    return RETRY_OF not in trial.user_attrs and RESUMED_FROM not in trial.user_attrs
+
+
+def is_surplus(trial: FrozenTrial, trials: list[FrozenTrial], spec: StudySpec) -> bool:
+    """Return whether two machines that asked at the same moment made one trial too many.
+
+    One beyond the budget, or a second retry of the same trial: the later one, as all of them see it.
+    """
+    if RETRY_OF in trial.user_attrs:
+        # A trial that goes on from a retry carries its attributes.
+        own = _origin(trial)
+        return any(_origin(t) == own for t in trials[: trial.number])
+    return spec.budget.trials is not None and config_index(trial, trials) >= spec.budget.trials
+
+
+def _origin(trial: FrozenTrial) -> tuple[Any, Any]:
+    return trial.user_attrs.get(RETRY_OF), trial.user_attrs.get(RESUMED_FROM)
 
 
 class Ledger:
     """What a cell has used of its budget; what an ended trial cost is counted once.
 
-    Interrupted trials, which are trained again, do not count, nor does the time between runs.
+    A trial that was paused and resumed is one. What interrupted trials trained after their last
+    checkpoint, which is trained again, does not count, nor does the time between runs.
 
     Args:
         study: The cell's study.
@@ -183,33 +202,41 @@ class Ledger:
     """
 
     def __init__(self, study: optuna.Study, spec: StudySpec) -> None:
-        self._study, self._budget = study, spec.budget
+        self._study, self._budget, self._epochs = study, spec.budget, spec.epochs_in_all
+        self._endless = spec.scheduler.name in ENDLESS
         self._ended: dict[int, tuple[float, float]] = {}
 
     def share_done(self) -> float:
         """Return the share that is used up, 0 to 1 or a little over; of several limits the nearest."""
-        if not self._budget.trials:
+        if not self._budget.trials or self._endless:
             return self._share_spent()
-        ended = sum(t.state.is_finished() for t in self._trials())
+        ended = sum(t.state.is_finished() for t in self._logical())
         return max(ended / self._budget.trials, self._share_spent())
 
     def is_spent(self) -> bool:
-        """Return whether the mbu, device-hours or wall-hours are used up. Cost without: none."""
+        """Return whether the epochs, mbu, device-hours or wall-hours are used up. Cost without: none."""
         return self._share_spent() >= 1
 
     def _share_spent(self) -> float:
         budget, shares = self._budget, [0.0]
         if budget.mbu or budget.device_hours:
-            costs = [self._cost(t) for t in self._trials()]
+            costs = [self._cost(t) for t in self._logical()]
             mbu, seconds = (sum(column) for column in zip(*costs, strict=True)) if costs else (0.0, 0.0)
             shares += [mbu / budget.mbu] if budget.mbu else []
             shares += [seconds / 3600 / budget.device_hours] if budget.device_hours else []
+        if self._epochs:
+            shares.append(sum(map(_epochs, self._logical())) / self._epochs)
         if budget.wall_hours:
-            shares.append(_wall_seconds(self._trials()) / 3600 / budget.wall_hours)
+            trials = self._study.get_trials(deepcopy=False)
+            shares.append(_wall_seconds(trials) / 3600 / budget.wall_hours)
         return max(shares)
 
     def _trials(self) -> list[FrozenTrial]:
         return [t for t in self._study.get_trials(deepcopy=False) if not is_interrupted(t)]
+
+    def _logical(self) -> list[FrozenTrial]:
+        gone = superseded(self._study.get_trials(deepcopy=False))
+        return [t for t in self._trials() if t.number not in gone]
 
     def _cost(self, trial: FrozenTrial) -> tuple[float, float]:
         if trial.number in self._ended:
@@ -228,7 +255,9 @@ def share_done(study: optuna.Study, spec: StudySpec) -> float:
 def to_retry(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     """Return the interrupted trials that are not queued again yet."""
     retried = {t.user_attrs.get(RETRY_OF) for t in trials}
-    return [t for t in trials if is_interrupted(t) and t.number not in retried]
+    return [
+        t for t in trials if is_interrupted(t) and t.number not in retried and SURPLUS not in t.user_attrs
+    ]
 
 
 def has_work(study: optuna.Study, spec: StudySpec) -> bool:
@@ -236,7 +265,7 @@ def has_work(study: optuna.Study, spec: StudySpec) -> bool:
     trials = study.get_trials(deepcopy=False)
     if any(t.state == TrialState.WAITING for t in trials):
         return True
-    fresh = sum(RETRY_OF not in t.user_attrs for t in trials)
+    fresh = sum(map(_is_new, trials))
     return spec.budget.trials is None or fresh < spec.budget.trials
 
 
@@ -245,25 +274,14 @@ def _is_blank(storage: BaseStorage, study_id: int) -> bool:
     return directions == [StudyDirection.MAXIMIZE] and not storage.get_all_trials(study_id, deepcopy=False)
 
 
-def _base_sampler(spec: StudySpec, seed: int, slot: int, trials: int) -> optuna.samplers.BaseSampler:
-    if spec.sampler == "random":
-        return PairedSampler(seed)
-    if spec.sampler == "qmc":
-        return PairedSampler(seed, names=tuple(spec.ranges))
-    # A resumed run goes on with other draws than those it began with.
-    own = derive_seed(seed, Purpose.SUGGEST, slot, trials) % 2**32
-    if spec.sampler == "gp":
-        return optuna.samplers.GPSampler(seed=own)
-    if spec.sampler == "nsga2":
-        return optuna.samplers.NSGAIISampler(seed=own)
-    return optuna.samplers.TPESampler(seed=own)
-
-
 def _mbu(trial: FrozenTrial) -> float:
     warm = sum(record["cost_mbu"] for record in trial.user_attrs.get("ohgw", []))
+    return float(warm) + int(trial.user_attrs.get("batches_per_epoch", 0)) * _epochs(trial)
+
+
+def _epochs(trial: FrozenTrial) -> int:
     # A diverged epoch is in the curve but was not reported; a running trial's curve may lag.
-    epochs = max(len(trial.intermediate_values), len(trial.user_attrs.get("curve", {}).get("mbu", [])))
-    return float(warm) + int(trial.user_attrs.get("batches_per_epoch", 0)) * epochs
+    return max(len(trial.intermediate_values), len(trial.user_attrs.get("curve", {}).get("mbu", [])))
 
 
 def _device_seconds(trial: FrozenTrial) -> float:
@@ -273,13 +291,20 @@ def _device_seconds(trial: FrozenTrial) -> float:
 
 def _wall_seconds(trials: list[FrozenTrial]) -> float:
     now = datetime.datetime.now()
-    spans = sorted((t.datetime_start, t.datetime_complete or now) for t in trials if t.datetime_start)
+    spans = sorted((t.datetime_start, _end(t) or now) for t in trials if t.datetime_start)
     total, reached = 0.0, None
     for start, end in spans:
         begin = start if reached is None or start > reached else reached
         total += max(0.0, (end - begin).total_seconds())
         reached = end if reached is None or end > reached else reached
     return total
+
+
+def _end(trial: FrozenTrial) -> datetime.datetime | None:
+    if not is_interrupted(trial):
+        return trial.datetime_complete
+    kept = kept_until(trial)
+    return trial.datetime_start if math.isnan(kept) else datetime.datetime.fromtimestamp(kept)
 
 
 def _differences(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,6 +32,15 @@ Overrides = Annotated[
     typer.Option("--set", help="Change a value: --set seeds=2 --set task.data=FOLDER. Repeatable."),
 ]
 Smoke = Annotated[bool, typer.Option("--smoke", help="The light form that the file's smoke section tells.")]
+StorageUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        help="URL of the storage in place of the study's own.",
+        envvar="OPTUNA_OHGW_STORAGE",
+        show_default=False,
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More in the logs.")]
 
@@ -40,42 +50,88 @@ def run(
     study: StudyFile,
     overrides: Overrides = None,
     smoke: Smoke = False,
+    url: StorageUrl = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Worker processes on this machine.", min=1, show_default="as the study says"),
+    ] = None,
+    trials_per_device: Annotated[
+        int | None, typer.Option(help="Workers that share a GPU.", min=1, show_default=False)
+    ] = None,
+    engine: Annotated[str, typer.Option(help="processes of this machine, or ray.")] = "processes",
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster, such as auto.", show_default="one of this machine")
+    ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train every variation of a study with paired seeds; run it again to continue."""
+    """Train every variation of a study with paired seeds; run it again, or on more machines, to go on."""
     console = _console(quiet=quiet)
-    spec = _load(study, overrides, smoke)
+    spec = _load(study, overrides, smoke, url)
+    from optuna_ohgw.errors import UserError
+    from optuna_ohgw.finished import has_report, is_finished
+
+    if address is not None and engine != "ray":
+        raise UserError(f"--address: {address!r} is for --engine ray; add it, or drop the address")
+
+    folder = spec.folder / "report"
+    if is_finished(spec):
+        console.print(f"{spec.name} is finished; nothing was left to do")
+        if spec.tracking is None and has_report(spec, folder):  # else what is not sent yet is
+            _look(spec, _again(study, overrides, smoke, url), console)
+            return
+    else:
+        crew = workers, trials_per_device, engine, address
+        _run(spec, console, crew, logging.DEBUG if verbose else logging.INFO)
+    _report_at_the_end(spec, study, smoke, console)
+    _look(spec, _again(study, overrides, smoke, url), console)
+
+
+def _run(spec: StudySpec, console: Console, crew: tuple[Any, ...], level: int) -> None:
     from optuna_ohgw import processes
 
-    processes.prepare()  # before the imports of this process, which take as long
-    from optuna_ohgw import runner, tracking
+    if crew[2] != "ray":
+        processes.prepare()  # before the imports of this process, which take as long
+    with processes.uncollected():
+        from optuna_ohgw import runner, tracking
+        from optuna_ohgw.fleet import Crew
 
     tracking.check_tracking(spec)
-    level = logging.DEBUG if verbose else logging.INFO
     try:
-        ran = runner.run(spec, console, level)
-    except runner.Stopped:
+        runner.run(spec, console, level, Crew(*crew))
+    except runner.Stopped as stopped:
         sys.stderr.write("stopped; run the same command to continue\n")
-        raise typer.Exit(130) from None
-    if not ran:
-        console.print(f"{spec.name} is finished; nothing was left to do")
-    from optuna_ohgw.cells import cells_of
-    from optuna_ohgw.report import report_study
-    from optuna_ohgw.show import print_lines, print_summary
+        raise typer.Exit(128 + stopped.number) from None
+
+
+def _report_at_the_end(spec: StudySpec, study: Path, smoke: bool, console: Console) -> None:
+    from optuna_ohgw.processes import uncollected
+
+    with uncollected():
+        from filelock import FileLock
+
+        from optuna_ohgw import tracking
+        from optuna_ohgw.cells import cells_of
+        from optuna_ohgw.report import report_study
+        from optuna_ohgw.show import print_summary
 
     storage = _existing(spec)
-    page, files = report_study(storage, spec, study, smoke=smoke)
+    with FileLock(spec.folder / ".report.lock"):  # two runs that share a study end at the same time
+        page, files = report_study(storage, spec, study, smoke=smoke)
     if spec.tracking is not None:
         for cell in cells_of(spec):
             tracking.send_cell(storage, spec, cell)
         tracking.send_report(spec, files[0].parent)
-    again = _again(study, overrides, smoke)
     print_summary(page, console)
+
+
+def _look(spec: StudySpec, again: str, console: Console) -> None:
+    from optuna_ohgw.show import print_lines
+
     look = (
         "",
         "Look further:",
-        f"  {files[0]}",
+        f"  {spec.folder / 'report' / 'report.html'}",
         f"  optuna-ohgw dashboard {again}",
         f"  optuna-ohgw status {again} --check-pairing",
         f"  {spec.folder}/VARIATION/seed-NNNN: best weights, learning curve, spec and logs",
@@ -88,18 +144,30 @@ def status(
     study: StudyFile,
     overrides: Overrides = None,
     smoke: Smoke = False,
+    url: StorageUrl = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until Ctrl-C or the end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON.")] = False,
+    cells: Annotated[bool, typer.Option("--cells", help="Every cell, of a large study, too.")] = False,
     check_pairing: Annotated[
         bool,
         typer.Option("--check-pairing", help="Recompute suggestions, weights and data order and compare."),
     ] = False,
 ) -> None:
-    """Show how far a study is."""
-    from optuna_ohgw.records import read_records
-    from optuna_ohgw.show import print_status
+    """Show how far a study is, and who works on it."""
+    from optuna_ohgw import show_status
+    from optuna_ohgw.claims import Pulse
+    from optuna_ohgw.status import read_status
 
-    spec = _load(study, overrides, smoke)
-    storage, console = _existing(spec), _console()
-    print_status(read_records(storage, spec), console)
+    spec = _load(study, overrides, smoke, url)
+    storage, console, pulse = _existing(spec), _console(), Pulse()
+    if watch:
+        show_status.watch(
+            lambda: read_status(storage, spec, pulse), console, all_cells=cells, as_json=as_json
+        )
+    elif as_json:
+        typer.echo(show_status.line(read_status(storage, spec, pulse)))
+    else:
+        console.print(show_status.blocks(read_status(storage, spec, pulse), all_cells=cells), highlight=False)
     if check_pairing:
         from optuna_ohgw.pairing import check_pairing as check
 
@@ -113,13 +181,14 @@ def report(
     study: StudyFile,
     overrides: Overrides = None,
     smoke: Smoke = False,
+    url: StorageUrl = None,
     pdf: Annotated[bool, typer.Option("--pdf", help="Export every figure for a paper, too.")] = False,
 ) -> None:
     """Write what a study shows: HTML, JSON, parquet, CSV, LaTeX; also while it runs."""
     from optuna_ohgw.report import report_study
     from optuna_ohgw.show import print_lines, print_summary
 
-    spec, console = _load(study, overrides, smoke), _console()
+    spec, console = _load(study, overrides, smoke, url), _console()
     page, files = report_study(_existing(spec), spec, study, smoke=smoke, pdf=pdf)
     print_summary(page, console)
     print_lines(["", *map(str, files)], console)
@@ -130,6 +199,7 @@ def dashboard(
     study: StudyFile,
     overrides: Overrides = None,
     smoke: Smoke = False,
+    url: StorageUrl = None,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.", min=1, max=65535)] = 8080,
 ) -> None:
     """Open optuna-dashboard on a study, with the report's figures attached; also while it runs."""
@@ -137,7 +207,7 @@ def dashboard(
     from optuna_ohgw.report import markdown, open_page
     from optuna_ohgw.show import print_lines
 
-    spec, console = _load(study, overrides, smoke), _console()
+    spec, console = _load(study, overrides, smoke, url), _console()
     storage = _existing(spec)
     boards.check_port(port)
 
@@ -168,6 +238,30 @@ def compare(
 
 
 @app.command()
+def explain(
+    study: StudyFile,
+    cell: Annotated[str, typer.Argument(help="As status shows it, such as asha-baseline/seed-0000.")],
+    trial: Annotated[int, typer.Argument(help="Number of the trial.", min=0)],
+    overrides: Overrides = None,
+    smoke: Smoke = False,
+    url: StorageUrl = None,
+) -> None:
+    """Show why a trial went on, paused or stopped: rung, value, cut-off, rank, rule."""
+    from optuna_ohgw.cells import cells_of
+    from optuna_ohgw.errors import UserError
+    from optuna_ohgw.show import print_lines
+    from optuna_ohgw.why import why
+
+    spec = _load(study, overrides, smoke, url)
+    storage = _existing(spec)
+    known = {c.label: c for c in cells_of(spec)}
+    cell = cell if cell in known else f"{spec.scheduler.name}-{cell}"
+    if cell not in known:
+        raise UserError(f"explain: {cell!r} is no cell of the study; use one of {', '.join(known)}")
+    print_lines(why(storage, spec, known[cell], trial), _console())
+
+
+@app.command()
 def replay(
     sources: Annotated[
         list[Path],
@@ -177,13 +271,17 @@ def replay(
     ],
     scheduler: Annotated[
         list[str] | None,
-        typer.Option(help="asha, asha-promotion, pasha, ...; again for more; all unless named."),
+        typer.Option(help="asha, pasha, dyhpo, ...; again for more; those without a model unless named."),
     ] = None,
     overrides: Overrides = None,
     smoke: Smoke = False,
+    url: StorageUrl = None,
     workers: Annotated[int, typer.Option(help="Configurations trained at the same time.", min=1)] = 1,
     seeds: Annotated[int, typer.Option(help="Tables: seeds of the draw.", min=1)] = 20,
     configs: Annotated[int, typer.Option(help="Tables: configurations started.", min=2)] = 256,
+    slices: Annotated[
+        int | None, typer.Option(help="Tables: epochs in all, then stop.", min=1, show_default=False)
+    ] = None,
     value: Annotated[str, typer.Option(help="Tables: column of the curves.")] = "val_accuracy",
     skip: Annotated[int, typer.Option(help="Tables: entries before the first epoch.", min=0)] = 0,
     minimize: Annotated[bool, typer.Option("--minimize", help="Tables: lower is better.")] = False,
@@ -195,23 +293,39 @@ def replay(
     from optuna_ohgw import replays
     from optuna_ohgw.errors import UserError
     from optuna_ohgw.schedulers import SCHEDULERS, Settings
+    from optuna_ohgw.schedulers.choosers import CHOOSERS
     from optuna_ohgw.show import print_comparison_of_schedulers, print_lines, print_replays
 
     names = scheduler or list(SCHEDULERS)
     for name in names:
-        if name not in SCHEDULERS:
-            raise UserError(f"--scheduler: {name!r} is unknown; use some of {', '.join(SCHEDULERS)}")
+        if name not in (*SCHEDULERS, *CHOOSERS):
+            known = ", ".join((*SCHEDULERS, *CHOOSERS))
+            raise UserError(f"--scheduler: {name!r} is unknown; use some of {known}")
+    choosers = [name for name in names if name in CHOOSERS]
     if all(source.suffix == ".parquet" for source in sources):
         if export is not None:
             raise UserError("--export: is for the curves of a study; tables are such files already")
+        if overrides or smoke:
+            raise UserError(f"{'--set' if overrides else '--smoke'}: is for a study, not for tables; drop it")
         tables = {source.stem: replays.read_table(source, value, skip) for source in sources}
+        if choosers and slices is None:
+            raise UserError(
+                f"--scheduler {choosers[0]}: fits a model again and again; give --slices, say 300"
+            )
+        candidates = {s.stem: replays.read_candidates(s) for s in sources} if choosers else None
         settings = Settings(max_resource=1, maximize=not minimize, configs=configs)
-        runs = replays.over_tables(tables, names, settings, seeds=seeds, workers=workers)
+        limit = math.inf if slices is None else slices
+        runs = replays.over_tables(
+            tables, names, settings, seeds=seeds, workers=workers, slices=limit, candidates=candidates
+        )
         print_comparison_of_schedulers(runs, workers, _console())
+        small = [f"{name} ({len(table)})" for name, table in tables.items() if len(table) < configs]
+        if small:
+            print_lines([f"All configurations of {', '.join(small)}: fewer than {configs}."], _console())
         return
     if len(sources) > 1:
         raise UserError(f"replay: got {len(sources)} files; name one study file, or parquet tables alone")
-    evidence = _evidence(sources[0], overrides, smoke)
+    evidence = _evidence(sources[0], overrides, smoke, url)
     target = evidence.primary if evidence.primary is not None else evidence.spec.targets[0]
     runs = replays.over_study(evidence.records, names, workers=workers, target=target)
     print_replays(runs, target, workers, _console())
@@ -221,8 +335,40 @@ def replay(
 
 
 @app.command()
+def doctor(
+    study: Annotated[
+        Path | None, typer.Argument(help="A study's YAML file; without one the machine alone is looked at.")
+    ] = None,
+    overrides: Overrides = None,
+    smoke: Smoke = False,
+    url: StorageUrl = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Worker processes on this machine.", min=1, show_default="as the study says"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """Check versions, devices, storage, data, disk and limits; say what to mend, exit 1 if any fails."""
+    from optuna_ohgw.doctor import diagnose, table
+    from optuna_ohgw.errors import UserError
+
+    given = {"--set": overrides, "--smoke": smoke, "--workers": workers}
+    if study is None and any(given.values()):
+        option = next(name for name, value in given.items() if value)
+        raise UserError(f"{option}: is for a study; name its file")
+    checks = diagnose(None if study is None else _load(study, overrides, smoke, url), workers)
+    if as_json:
+        typer.echo(table.as_json(checks))
+    else:
+        table.print_checks(checks, _console())
+    raise typer.Exit(int(any(check.outcome == "fail" for check in checks)))
+
+
+@app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="warm-start, train, run or growth.")] = "warm-start",
+    what: Annotated[
+        str, typer.Argument(help="warm-start, train, run, growth, decisions or workers.")
+    ] = "warm-start",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     repeats: Annotated[int, typer.Option(help="Timed repeats; the median counts.", min=3)] = 7,
 ) -> None:
@@ -239,7 +385,7 @@ def bench(
 
 def main() -> None:
     """Run the command; a user's mistake is one line and exit status 2."""
-    from optuna_ohgw.errors import UserError
+    from optuna_ohgw.errors import StorageLost, UserError
 
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
@@ -249,6 +395,9 @@ def main() -> None:
     except UserError as error:
         _say(error)
         raise SystemExit(2) from None
+    except StorageLost as error:
+        _say(error)
+        raise SystemExit(3) from None
     except RuntimeError as error:
         _say(error)
         raise SystemExit(1) from None
@@ -260,25 +409,26 @@ def _say(error: Exception) -> None:
     sys.stderr.write(f"error: {hide_passwords(' '.join(str(error).split()))}\n")
 
 
-def _load(study: Path, overrides: list[str] | None, smoke: bool) -> StudySpec:
+def _load(study: Path, overrides: list[str] | None, smoke: bool, url: str | None = None) -> StudySpec:
     import optuna
 
     from optuna_ohgw.spec import load_spec
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return load_spec(study, tuple(overrides or ()), smoke=smoke)
+    return load_spec(study, tuple(overrides or ()), smoke=smoke, storage=url)
 
 
-def _evidence(study: Path, overrides: list[str] | None, smoke: bool) -> Evidence:
+def _evidence(study: Path, overrides: list[str] | None, smoke: bool, url: str | None = None) -> Evidence:
     from optuna_ohgw.report import open_page
 
-    spec = _load(study, overrides, smoke)
+    spec = _load(study, overrides, smoke, url)
     return open_page(_existing(spec), spec, study, smoke=smoke).evidence
 
 
 def _existing(spec: StudySpec) -> BaseStorage:
-    from optuna_ohgw.cells import check_cells, open_storage
+    from optuna_ohgw.cells import check_cells
     from optuna_ohgw.errors import UserError
+    from optuna_ohgw.opening import open_storage
 
     storage = open_storage(spec.storage_url, create=False)
     if not check_cells(storage, spec):
@@ -294,6 +444,8 @@ def _console(*, quiet: bool = False) -> Console:
     return Console(quiet=quiet, width=None if sys.stdout.isatty() else 100)
 
 
-def _again(study: Path, overrides: list[str] | None, smoke: bool) -> str:
+def _again(study: Path, overrides: list[str] | None, smoke: bool, url: str | None) -> str:
     settings = [part for pair in overrides or () for part in ("--set", pair)]
+    if url is not None and url != os.environ.get("OPTUNA_OHGW_STORAGE"):
+        settings += ["--storage", url]
     return shlex.join([str(study), *settings, *(["--smoke"] if smoke else [])])

@@ -11,16 +11,16 @@ import pandas as pd
 
 from optuna_ohgw.metrics import BUDGETS
 from optuna_ohgw.statistics import Array, compare_times, holm, kaplan_meier_median, restricted_mean
-from optuna_ohgw.variations import BASELINE, base_of, eta_of
+from optuna_ohgw.variations import baseline_among, eta_of, scheduler_of, warm_start_of
 
 ALPHA = 0.05
 
 # For each gradient variation its gradient-free counterparts; of each group the first that was run.
 CONTROLS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "asha-ohgw-1step": (("asha-random-warm",), ("asha-lr-grid",)),
-    "asha-ohgw-3step": (("asha-random-3step", "asha-random-warm"), ("asha-lr-grid",)),
-    "asha-ohgw-trust": (("asha-random-trust",), ("asha-lr-grid",)),
-    "asha-ohgw-linesearch": (("asha-random-linesearch",), ("asha-lr-grid",)),
+    "ohgw-1step": (("random-warm",), ("lr-grid",)),
+    "ohgw-3step": (("random-3step", "random-warm"), ("lr-grid",)),
+    "ohgw-trust": (("random-trust",), ("lr-grid",)),
+    "ohgw-linesearch": (("random-linesearch",), ("lr-grid",)),
 }
 
 COMPARISON_COLUMNS = [
@@ -37,22 +37,23 @@ def controls_of(variation: str, present: list[str]) -> list[str]:
 
     Of a variation with its own η_h they are the ones with the same η_h, else the plain ones.
     """
-    found = []
-    for group in CONTROLS.get(base_of(variation), ()):
+    found, scheduler = [], scheduler_of(variation)
+    for group in CONTROLS.get(warm_start_of(variation) or "", ()):
         for eta in dict.fromkeys([eta_of(variation), None]):
-            same = [v for base in group for v in present if (base_of(v), eta_of(v)) == (base, eta)]
+            wanted = [(scheduler, warm, eta) for warm in group]
+            same = [v for w in wanted for v in present if (scheduler_of(v), warm_start_of(v), eta_of(v)) == w]
             if same:
                 found.append(same[0])
                 break
     return found
 
 
-def comparisons(times: pd.DataFrame, reference: str = BASELINE) -> pd.DataFrame:
+def comparisons(times: pd.DataFrame, reference: str | None = None) -> pd.DataFrame:
     """Return every variation's T@τ against the reference and against its controls, paired by seed.
 
     Args:
         times: What ``metrics.times`` returns.
-        reference: The variation that all others are compared with.
+        reference: The variation that all others are compared with; None: the baseline.
 
     Returns:
         One row a target, variation, ``against`` and ``budget`` (``mbu``, ``device_s`` or ``wall_s``):
@@ -64,6 +65,7 @@ def comparisons(times: pd.DataFrame, reference: str = BASELINE) -> pd.DataFrame:
         adjusted p below 0.05 was in reach at all; ``says``, the row in words.
     """
     present = list(dict.fromkeys(times["variation"]))
+    reference = reference or baseline_among(present)
     rows = []
     for target, at_target in times.groupby("target", sort=False):
         for variation in present:

@@ -137,7 +137,8 @@ def _one_commit(storage: BaseStorage) -> Iterator[BaseStorage]:
 
     with storage.engine.begin() as connection:
         batch = RDBStorage.__new__(RDBStorage)  # a plain copy would connect and check the schema anew
-        batch.__dict__.update(storage.__dict__)
+        # Without the calls that wait for the storage: those are the whole storage's.
+        batch.__dict__.update({k: v for k, v in storage.__dict__.items() if not hasattr(RDBStorage, k)})
         batch.scoped_session = scoped_session(
             sessionmaker(bind=connection, join_transaction_mode="rollback_only")
         )

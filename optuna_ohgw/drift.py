@@ -13,9 +13,9 @@ from scipy.spatial import cKDTree
 from scipy.special import digamma
 
 from optuna_ohgw.records import PILOT
-from optuna_ohgw.spec import RangeSpec
+from optuna_ohgw.spec_parts import RangeSpec
 from optuna_ohgw.statistics import level
-from optuna_ohgw.variations import BASELINE
+from optuna_ohgw.variations import baseline_among
 
 NEIGHBOURS = 5
 RESAMPLES = 500
@@ -174,7 +174,7 @@ def knn_divergence(
     return value, int(np.sum(rho == 0))
 
 
-def benefit(steps: pd.DataFrame, trials: pd.DataFrame, reference: str = BASELINE) -> pd.DataFrame:
+def benefit(steps: pd.DataFrame, trials: pd.DataFrame, reference: str | None = None) -> pd.DataFrame:
     """Return paired trial differences of validation accuracy beside the size of the hyper-gradient.
 
     A pair is the trials of two variations with one seed and configuration; they are compared at the
@@ -183,7 +183,7 @@ def benefit(steps: pd.DataFrame, trials: pd.DataFrame, reference: str = BASELINE
     Args:
         steps: ``Records.steps``.
         trials: ``Records.trials``.
-        reference: The variation that the others are compared with.
+        reference: The variation that the others are compared with; None: the baseline.
 
     Returns:
         One row a pair whose gradient is known: ``variation``, ``seed``, ``config_index``,
@@ -192,6 +192,7 @@ def benefit(steps: pd.DataFrame, trials: pd.DataFrame, reference: str = BASELINE
     """
     pair, columns = ["seed", "config_index"], ["variation", "seed", "config_index"]
     finite = steps[steps["counted"] & steps["val_accuracy"].notna()]
+    reference = reference or baseline_among(steps["variation"])
     theirs = finite.loc[finite["variation"] == reference, [*pair, "epoch", "val_accuracy"]]
     own = finite.loc[~finite["variation"].isin([reference, PILOT]), [*columns, "epoch", "val_accuracy"]]
     both = own.merge(theirs, on=[*pair, "epoch"], suffixes=("", "_reference")).sort_values("epoch")

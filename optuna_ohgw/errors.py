@@ -1,7 +1,15 @@
-"""The one error type for a user's mistakes."""
+"""What ends a command: a user's mistake, a cell that cannot go on, a storage that is away."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
     """A mistake in what the user gave, said in one line: where, what came, what to do."""
+
+
+class CellFailed(RuntimeError):
+    """A cell cannot go on; others can."""
+
+
+class StorageLost(RuntimeError):
+    """The storage did not answer for longer than ``execution.patience_s``."""

@@ -15,7 +15,7 @@ from optuna_ohgw.comparison import comparisons, horizon
 from optuna_ohgw.records import PILOT, Records, read_records
 from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.statistics import kaplan_meier_median, restricted_mean
-from optuna_ohgw.variations import BASELINE
+from optuna_ohgw.variations import baseline_among
 from optuna_ohgw.verdict import overall, verdicts
 
 MEDIANS = (
@@ -93,7 +93,7 @@ def evidence_of(records: Records, source: str, pilot: float | None = None) -> Ev
     primary = pilot if spec.pilot_seeds or pilot is not None else targets[0]
     times = metrics.times(curves, records, targets)
     cells = metrics.cell_metrics(curves, records)
-    against = comparisons(times, reference=BASELINE)
+    against = comparisons(times)
     criteria = verdicts(against, cells, times, primary)
     return Evidence(
         records,
@@ -164,8 +164,9 @@ def missing(records: Records, primary: float | None) -> list[str]:
     for variation in dict.fromkeys([*([PILOT] if spec.pilot_seeds else []), *spec.variations]):
         own = cells[cells["variation"] == variation]
         lines += _of_variation(variation, own)
-    if BASELINE not in spec.variations:
-        lines.append(f"{BASELINE} is not in the study: nothing can be compared with it.")
+    baseline = baseline_among(spec.variations)
+    if baseline not in spec.variations:
+        lines.append(f"{baseline} is not in the study: nothing can be compared with it.")
     if primary is None:
         lines.append("The pilots are not finished: there is no τ* and no verdict yet.")
     if len(spec.seeds) == 1:

@@ -1,40 +1,42 @@
-"""Freeze and thaw: a trial that a scheduler pauses goes on later from a checkpoint, bit for bit."""
+"""Freeze and thaw: a trial that is paused, stopped or killed goes on later from a checkpoint, bit for bit."""
 
 from __future__ import annotations
 
-import random
-import tempfile
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import time
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import optuna
-import torch
-from optuna.artifacts import download_artifact, upload_artifact
-from optuna.trial import TrialState
 
-from optuna_ohgw.history import RESUMED_FROM, is_duplicate, paused_at
-
-CHECKPOINT = "checkpoint"
-_STREAMS = "streams"
+from optuna_ohgw import checkpoint
+from optuna_ohgw.history import CHECKPOINT, DROPPED, RESUMED_FROM, is_duplicate, paused_at
+from optuna_ohgw.schedulers.pruners import SchedulerPruner
 
 
-def epochs(trial: optuna.Trial, total: int, store: Any, **parts: Any) -> Iterator[int]:
+def epochs(
+    trial: optuna.Trial, total: int, store: Any, *, every_s: float | None = None, **parts: Any
+) -> Iterator[int]:
     """Yield the epochs that a trial has left, 1 to ``total``; freeze it where the pruner pauses it.
 
     Report each epoch inside the loop. A pruner of this package that pauses a trial ends the loop
     by ``TrialPruned`` after a checkpoint is made; a resumed trial, whose number is new and whose
     ``resumed_from`` attribute is the old one, begins after the epoch of the checkpoint, with every
-    part as it was. On a CPU it goes on as if it had never been paused, bit for bit, if ``parts``
-    and the random streams below are all that training depends on. Checkpoints are artifacts of
-    their trial; that of a resumed trial is deleted when its next one is made or it reaches
-    ``total``, so that there is at most one for each configuration.
+    part as it was. With ``every_s`` a trial leaves checkpoints while it runs, too, and a retry that
+    carries its attributes, such as that of Optuna's ``RetryHeartbeatStaleTrialCallback``, begins after
+    the last. On a CPU it goes on as if nothing had happened, bit for bit, if ``parts`` and the random
+    streams below are all that training depends on.
+
+    Checkpoints are artifacts of their trial. Two are kept for each configuration, the last and the one
+    before, and none when it is trained to ``total`` or stopped, or paused for good: a pause, or the end
+    of training, deletes those that the scheduler cannot want any more, such as of a synchronous rung's
+    losers. One that is missing or altered is passed over, so a trial may begin before what it has
+    reported already: report such an epoch again or not, it changes nothing.
 
     Args:
         trial: The running trial.
         total: Epochs of full training, the pruner's ``max_resource``.
         store: An Optuna artifact store, such as ``FileSystemArtifactStore``.
+        every_s: Seconds between checkpoints of a running trial; None: only where it is paused.
         parts: What is saved, by name: whatever has ``state_dict`` and ``load_state_dict`` (network,
             optimizer, schedule, scaler) or is a ``torch.Generator``. The default streams of torch,
             CUDA, NumPy and ``random`` are saved with them.
@@ -47,89 +49,44 @@ def epochs(trial: optuna.Trial, total: int, store: Any, **parts: Any) -> Iterato
             already at work on the same checkpoint.
         ValueError: If the checkpoint holds other parts.
     """
-    first, earlier = 1, trial.user_attrs.get(CHECKPOINT)
     if RESUMED_FROM in trial.user_attrs:
         trials = trial.study.get_trials(deepcopy=False)
         if is_duplicate(trials[trial.number], trials):
             raise optuna.TrialPruned(f"trial {trial.user_attrs[RESUMED_FROM]} is resumed by another")
-        first = _thaw(trial, store, parts) + 1
+    first, saved = checkpoint.load(trial, store, parts) + 1, time.monotonic()
     for epoch in range(first, total + 1):
         yield epoch
-        pruned = trial.should_prune()  # also at the end: a worker is free for a paused trial then
+        # One that resumes is asked at the end, too: a worker is free for a paused trial then.
+        resumes = isinstance(trial.study.pruner, SchedulerPruner)
+        pruned = (epoch < total or resumes) and trial.should_prune()
         if pruned and epoch < total:
-            if paused_at(trial.study.get_trials(deepcopy=False)[trial.number], epoch):
-                _freeze(trial, epoch, store, parts)
-                _delete(store, earlier)
+            paused = paused_at(trial.study.get_trials(deepcopy=False)[trial.number], epoch)
+            for_good = _drop(trial, store)
+            if paused and trial.number not in for_good:
+                checkpoint.save(trial, epoch, store, parts)
+            else:
+                checkpoint.delete(store, trial.user_attrs.get(CHECKPOINT))
             raise optuna.TrialPruned
-    _delete(store, earlier)
+        if every_s is not None and epoch < total and time.monotonic() - saved >= every_s:
+            checkpoint.save(trial, epoch, store, parts)
+            saved = time.monotonic()
+    _drop(trial, store)
+    checkpoint.delete(store, trial.user_attrs.get(CHECKPOINT))
 
 
-def checkpoint_bytes(study: optuna.Study) -> int:
-    """Return what the checkpoints of a study's paused trials take on disk."""
-    trials = study.get_trials(deepcopy=False)
-    made = [t.user_attrs[CHECKPOINT] for t in trials if CHECKPOINT in t.user_attrs]
-    sizes = {checkpoint["artifact"]: int(checkpoint["bytes"]) for checkpoint in made}
-    for trial in trials:
-        source = trial.user_attrs.get(RESUMED_FROM)
-        if source is None or trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
-            continue
-        if (trial.last_step or 0) > (trials[source].last_step or 0):  # else a duplicate
-            sizes.pop(trials[source].user_attrs[CHECKPOINT]["artifact"], None)
-    return sum(sizes.values())
+def _drop(trial: optuna.Trial, store: Any) -> list[int]:
+    """Delete the checkpoints that the scheduler cannot want any more; return the numbers of their trials.
 
-
-def _freeze(trial: optuna.Trial, epoch: int, store: Any, parts: Mapping[str, Any]) -> None:
-    content = {"epoch": epoch, _STREAMS: _streams(), "parts": {n: _state(p) for n, p in parts.items()}}
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"trial-{trial.number}-epoch-{epoch}.pt"
-        torch.save(content, file)
-        size = file.stat().st_size
-        identifier = upload_artifact(artifact_store=store, file_path=str(file), study_or_trial=trial)
-    trial.set_user_attr(CHECKPOINT, {"artifact": identifier, "epoch": epoch, "bytes": size})
-
-
-def _thaw(trial: optuna.Trial, store: Any, parts: Mapping[str, Any]) -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "checkpoint.pt"
-        identifier = trial.user_attrs[CHECKPOINT]["artifact"]
-        download_artifact(artifact_store=store, file_path=str(file), artifact_id=identifier)
-        content = torch.load(file, weights_only=True, map_location="cpu")
-    if content["parts"].keys() != parts.keys():
-        raise ValueError(
-            f"the checkpoint of trial {trial.user_attrs[RESUMED_FROM]} holds {sorted(content['parts'])}, "
-            f"asked for {sorted(parts)}; pass the same parts as when it was made"
-        )
-    for name, part in parts.items():
-        state = content["parts"][name]
-        if isinstance(part, torch.Generator):
-            part.set_state(state)
-        else:
-            part.load_state_dict(state)
-    _restore(content[_STREAMS])
-    return int(content["epoch"])
-
-
-def _delete(store: Any, checkpoint: Mapping[str, Any] | None) -> None:
-    if checkpoint is not None:
-        store.remove(checkpoint["artifact"])
-
-
-def _state(part: Any) -> Any:
-    return part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
-
-
-def _streams() -> dict[str, Any]:
-    """Return the default random streams, as tensors and plain values."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - what users' code draws from
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    numpy = [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest]
-    return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": numpy, "random": random.getstate()}
-
-
-def _restore(streams: Mapping[str, Any]) -> None:
-    torch.set_rng_state(streams["torch"])
-    if streams["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(streams["cuda"])
-    name, keys, *rest = streams["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    random.setstate(streams["random"])
+    Of those whose trial has not ended only this one's; the others wait for the next call.
+    """
+    pruner = trial.study.pruner
+    if not isinstance(pruner, SchedulerPruner):
+        return []
+    trials = trial.study.get_trials(deepcopy=False)
+    found = [n for n in pruner.unwanted(trial.study) if trials[n].state.is_finished() or n == trial.number]
+    for number in found:
+        checkpoint.delete(store, trials[number].user_attrs.get(CHECKPOINT))
+    if found:
+        # An ended trial takes no attribute.
+        trial.storage.set_trial_system_attr(trial._trial_id, DROPPED, found)
+    return found

@@ -166,6 +166,9 @@ class LookaheadLoss:
     def _batch(self, step: int) -> Batch:
         return self.batches(self.position * (self.horizon + 1) + step)
 
+    def _seed(self, step: int) -> int:
+        return self.position * (self.horizon + 1) + step
+
     def _forward(self, params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         buffers = {name: buffer.detach().clone() for name, buffer in self.model.named_buffers()}
         modes = [(module, module.training) for module in self.model.modules()]
@@ -181,7 +184,7 @@ class LookaheadLoss:
     def _reproducible(self, step: int) -> Iterator[None]:
         device = next(self.model.parameters()).device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            seed = self.position * (self.horizon + 1) + step
+            seed = self._seed(step)
             torch.default_generator.manual_seed(seed)
             if device.type == "cuda":
                 with torch.cuda.device(device):

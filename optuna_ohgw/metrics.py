@@ -160,7 +160,9 @@ def _counted(trials: pd.DataFrame) -> pd.DataFrame:
 def _active(table: pd.DataFrame, trials: pd.DataFrame) -> pd.Series:
     """Return the seconds until each epoch in which its cell had a trial at work, without pauses."""
     active = pd.Series(np.nan, index=table.index)
-    counted = _counted(trials)
+    kept = trials["kept_until"].notna()
+    counted = trials[trials["counted"] | kept | (trials["superseded"] & (trials["state"] != "WAITING"))]
+    counted = counted.assign(end=counted["end"].where(counted["kept_until"].isna(), counted["kept_until"]))
     spans = dict(tuple(counted.groupby(CELL)[["start", "end"]]))
     for key, epochs in table.groupby(CELL):
         wall = epochs["wall"].to_numpy()

@@ -10,12 +10,14 @@ import torch
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, create_trial
 
+from optuna_ohgw.cell_study import distributions
 from optuna_ohgw.cells import cells_of, config_index
-from optuna_ohgw.sampler import CONFIG_INDEX, HISTORY_FREE, PairedSampler
+from optuna_ohgw.history import CONFIG_INDEX, superseded
+from optuna_ohgw.sampler import HISTORY_FREE, PairedSampler
 from optuna_ohgw.spec import StudySpec
+from optuna_ohgw.tasks.data import cache_folder
 from optuna_ohgw.tasks.image import ImageTask, load_image_arrays, split_images
 from optuna_ohgw.training import initial_state
-from optuna_ohgw.trial import distributions
 
 
 @dataclass
@@ -47,10 +49,12 @@ def check_pairing(storage: BaseStorage, spec: StudySpec) -> PairingReport:
     and data order are paired, which the report calls "seed-paired only". Every ``config_index``
     may be trained once; interrupted trials that were retried do not count.
     """
+    if spec.replays:
+        return _check_replay(storage, spec)
     free = spec.sampler in HISTORY_FREE
     report = PairingReport("paired" if free else "seed-paired only")
     known = {s.study_name for s in storage.get_all_studies()}
-    arrays = load_image_arrays(spec.task, spec.folder / "data")
+    arrays = load_image_arrays(spec.image, cache_folder())
     tasks: dict[tuple[int, str, int], ImageTask] = {}
     seen: dict[tuple[int, int], dict[str, Any]] = {}
     for cell in cells_of(spec):
@@ -58,18 +62,18 @@ def check_pairing(storage: BaseStorage, spec: StudySpec) -> PairingReport:
             continue
         study = optuna.load_study(study_name=cell.name, storage=storage)
         trials = study.get_trials(deepcopy=False)
-        retried = {t.user_attrs.get("retry_of") for t in trials}
+        retried, gone = {t.user_attrs.get("retry_of") for t in trials}, superseded(trials)
         own: set[int] = set()
         for trial in trials:
             streams = trial.user_attrs.get("streams")
-            if streams is None or trial.number in retried:
+            if streams is None or trial.number in retried or trial.number in gone:
                 continue
             index, where = config_index(trial, trials), f"{cell.label} trial {trial.number}"
             if index in own:
                 report.faults.append(f"{where}: configuration {index} is there twice")
             own.add(index)
             report.trials += 1
-            structure = {n: trial.params.get(n, getattr(spec.task, n)) for n in ("model", "batch_size")}
+            structure = {n: trial.params.get(n, getattr(spec.image, n)) for n in ("model", "batch_size")}
             expected = _streams(spec, tasks, arrays, cell.seed, index, structure)
             report.recomputed += 1
             found = {"weights": streams["weights"], "order": streams["order"]}
@@ -87,6 +91,27 @@ def check_pairing(storage: BaseStorage, spec: StudySpec) -> PairingReport:
     return report
 
 
+def _check_replay(storage: BaseStorage, spec: StudySpec) -> PairingReport:
+    """Compare what the table says was suggested, within seeds."""
+    report = PairingReport("replayed: suggestions as in the table")
+    known = {s.study_name: s._study_id for s in storage.get_all_studies()}
+    seen: dict[tuple[int, int], dict[str, float]] = {}
+    for cell in cells_of(spec):
+        trials = storage.get_all_trials(known[cell.name], deepcopy=False) if cell.name in known else []
+        gone = superseded(trials)
+        for trial in trials:
+            suggested = _suggested(trial)
+            if suggested is None or trial.number in gone:
+                continue
+            index = int(trial.user_attrs[CONFIG_INDEX])
+            report.trials += 1
+            if seen.setdefault((cell.seed, index), suggested) != suggested:
+                report.faults.append(
+                    f"{cell.label} configuration {index}: suggestion differs from its pair's"
+                )
+    return report
+
+
 def _streams(
     spec: StudySpec,
     tasks: dict[tuple[int, str, int], ImageTask],
@@ -98,8 +123,8 @@ def _streams(
     key = (seed, structure["model"], structure["batch_size"])
     if key not in tasks:
         tasks.clear()
-        data = split_images(spec.task, arrays, seed, torch.device("cpu"))
-        tasks[key] = ImageTask(spec.task, data, structure["model"], structure["batch_size"])
+        data = split_images(spec.image, arrays, seed, torch.device("cpu"))
+        tasks[key] = ImageTask(spec.image, data, structure["model"], structure["batch_size"])
     state = initial_state(tasks[key], seed, index, spec.task.epochs)
     return {"weights": state.digest(), "order": tasks[key].order_digest(seed, index)}
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from queue import Empty
-from typing import Any
 
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,66 +19,86 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from optuna_ohgw.cells import Cell
+from optuna_ohgw.cells import Cell, Ledger, cells_of
+from optuna_ohgw.claims import Claims
+from optuna_ohgw.history import FINAL
+from optuna_ohgw.spec import StudySpec
 
 
 class ProgressView:
-    """Progress bars of the cells at work and of the whole run."""
+    """Progress bars of the cells at work, on whatever machine, and of the whole study.
 
-    def __init__(self, done: dict[Cell, float], progress: Progress) -> None:
-        self.done, self.progress = dict(done), progress
-        self.bars: dict[Cell, TaskID] = {}
-        self.overall = progress.add_task("all cells", total=len(done), best="")
-        progress.update(self.overall, completed=sum(self.done.values()))
-        self.best = float("-inf")
-        self.finished = 0
+    Args:
+        storage: Read at every look.
+        spec: The study.
+        claims: Who works on what.
+        progress: The bars.
+    """
 
-    def start(self, cell: Cell) -> None:
-        """Show a cell."""
-        self.bars[cell] = self.progress.add_task(cell.label, total=1, best="")
-        self.progress.update(self.bars[cell], completed=self.done[cell])
+    def __init__(self, storage: BaseStorage, spec: StudySpec, claims: Claims, progress: Progress) -> None:
+        self._storage, self._spec, self._claims, self._progress = storage, spec, claims, progress
+        self._cells = {cell.label: cell for cell in cells_of(spec)}
+        self._ledgers: dict[int, Ledger] = {}  # by id of the study: the cell of a replay is made anew
+        self._done: dict[str, float] = {}
+        self._bars: dict[str, TaskID] = {}
+        self._best = float("-inf")
+        self._claims_seen = 0
+        self._overall = progress.add_task("all cells", total=len(self._cells), best="")
+        for label in self._cells:
+            self._measure(label)
+        self._finished = {label for label in self._cells if self._is_finished(label)}
+        self._show()
 
-    def drain(self, events: Any) -> None:
-        """Take what the workers reported."""
-        while True:
-            try:
-                event = events.get_nowait()
-            except Empty:
-                return
-            cell, best = event["cell"], event["best"]
-            self.done[cell] = min(1.0, event["done"])
-            if best is not None:
-                self.best = max(self.best, best)
-            if cell in self.bars:
-                text = "" if best is None else f"best {best:.4f}"
-                self.progress.update(self.bars[cell], completed=self.done[cell], best=text)
-            self._update()
+    def look(self) -> list[Cell]:
+        """Show how far the cells are; return those that came to their end since the last look."""
+        ended = []
+        held = {label for label, _ in self._claims.pulses().values()}
+        # Those begun and ended between two looks, too.
+        recent, self._claims_seen = self._claims.since(self._claims_seen)
+        for label in sorted((held | recent) - self._bars.keys() - self._finished):
+            self._bars[label] = self._progress.add_task(label, total=1, best="")
+        for label in list(self._bars):
+            best = self._measure(label)
+            text = "" if best is None else f"best {best:.4f}"
+            self._progress.update(self._bars[label], completed=self._done[label], best=text)
+            if self._is_finished(label):
+                ended.append(self._cells[label])
+                self._take_off(label, text)
+            elif label not in held:
+                self._progress.remove_task(self._bars.pop(label))
+        self._show()
+        return ended
 
-    def _update(self) -> None:
-        text = f"best {self.best:.4f}" if self.best > float("-inf") else ""
-        self.progress.update(self.overall, completed=sum(self.done.values()), best=text)
+    def _measure(self, label: str) -> float | None:
+        study = optuna.load_study(study_name=self._cells[label].name, storage=self._storage)
+        ledger = self._ledgers.setdefault(study._study_id, Ledger(study, self._spec))
+        self._done[label] = min(1.0, ledger.share_done())
+        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        values = [value for t in trials for value in t.intermediate_values.values()]
+        self._best = max([self._best, *values])
+        return max(values, default=None)
 
-    def finish(self, cell: Cell) -> None:
-        """Take a cell off the screen and leave a line."""
-        self.finished += 1
-        self.done[cell] = 1.0
-        self._update()
-        task = self.bars.pop(cell)
-        best = self.progress.tasks[self.progress.task_ids.index(task)].fields["best"]
-        self.progress.console.print(
-            f"{cell.label} done ({self.finished}/{len(self.done)} cells), {best}", highlight=False
-        )
-        self.progress.remove_task(task)
+    def _is_finished(self, label: str) -> bool:
+        study_id = self._storage.get_study_id_from_name(self._cells[label].name)
+        return FINAL in self._storage.get_study_user_attrs(study_id)
+
+    def _take_off(self, label: str, best: str) -> None:
+        self._finished.add(label)
+        self._done[label] = 1.0
+        count = f"{len(self._finished)}/{len(self._cells)} cells"
+        self._progress.console.print(f"{label} done ({count}), {best}", highlight=False)
+        self._progress.remove_task(self._bars.pop(label))
+
+    def _show(self) -> None:
+        text = f"best {self._best:.4f}" if self._best > float("-inf") else ""
+        self._progress.update(self._overall, completed=sum(self._done.values()), best=text)
 
 
 @contextlib.contextmanager
-def show_progress(done: dict[Cell, float], console: Console) -> Iterator[ProgressView]:
-    """Show bars while the context is open.
-
-    Args:
-        done: Share of its budget that each cell has used, 0 to 1.
-        console: Where to show them.
-    """
+def show_progress(
+    storage: BaseStorage, spec: StudySpec, claims: Claims, console: Console
+) -> Iterator[ProgressView]:
+    """Show bars while the context is open; see :class:`ProgressView`."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -88,4 +109,4 @@ def show_progress(done: dict[Cell, float], console: Console) -> Iterator[Progres
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, speed_estimate_period=120) as progress:
-        yield ProgressView(done, progress)
+        yield ProgressView(storage, spec, claims, progress)

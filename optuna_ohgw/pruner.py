@@ -8,7 +8,7 @@ import optuna
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState
 
-INTERRUPTED = "interrupted"
+from optuna_ohgw.history import is_interrupted
 
 
 class RetryAwarePruner(BasePruner):
@@ -37,8 +37,3 @@ class _CountedStudy(optuna.Study):
     ) -> list[FrozenTrial]:
         """Return the trials that count."""
         return [t for t in super().get_trials(deepcopy, states) if not is_interrupted(t)]
-
-
-def is_interrupted(trial: FrozenTrial) -> bool:
-    """Return whether a trial was stopped or killed before its end, to be trained again."""
-    return trial.state == TrialState.FAIL and trial.user_attrs.get("reason") == INTERRUPTED

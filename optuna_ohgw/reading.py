@@ -75,10 +75,15 @@ def read_override(pair: str) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """Return the base with the change laid over it: mappings merge, all else is replaced."""
+    """Return the base with the change laid over it: mappings merge, all else is replaced.
+
+    A task of another name is replaced whole.
+    """
     merged = dict(base)
     for key, value in change.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        if both and key == "task" and value.get("name", "image") != base[key].get("name", "image"):
+            both = "name" not in value
         merged[key] = merge(base[key], value) if both else value
     return merged
 
@@ -100,8 +105,10 @@ def shown(value: Any) -> str:
 
 def hide_passwords(text: str) -> str:
     """Return a text with *** for every password in a URL."""
-    text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
-    return re.sub(r"(?i)(passw(?:or)?d=)[^&\s'\"]*", r"\1***", text)
+    text = re.sub(r"(://[^:/\s]*):\S*@", r"\1:***@", text)
+    # A value ends before the punctuation of the text around it.
+    value = r"""'[^']*'|"[^"]*"|[^&\s]*?(?=['")\]},;.]*(?:[&\s]|$))"""
+    return re.sub(rf"(?i)(passw(?:or)?d=)(?:{value})", r"\1***", text)
 
 
 def _first_line(error: Exception) -> str:

@@ -12,7 +12,8 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_ohgw.cells import Cell, cells_of, config_index
-from optuna_ohgw.pruner import is_interrupted
+from optuna_ohgw.decisions import decisions, in_words
+from optuna_ohgw.history import CLOCK, LOST, is_interrupted, kept_until, superseded
 from optuna_ohgw.spec import StudySpec
 
 PILOT = "pilot"
@@ -97,7 +98,10 @@ def read_records(storage: BaseStorage, spec: StudySpec) -> Records:
         frozen = [] if found is None else storage.get_all_trials(found._study_id, deepcopy=False)
         attributes = {} if found is None else found.user_attrs
         environment = environment or attributes.get("environment", {})
-        rows = [_trial_row(trial, frozen, name, cell, spec) for trial in frozen]
+        gone = superseded(frozen)
+        rows = [_trial_row(trial, frozen, name, cell, spec, gone) for trial in frozen]
+        for number, made in decisions(frozen, spec).items():
+            rows[number]["decision"] = in_words(*list(made.items())[-1]) if made else None
         for trial, row in zip(frozen, rows, strict=True):
             _add_steps(steps, trial, row)
         cells.append(_cell_row(name, cell, rows, attributes, exists=found is not None))
@@ -105,7 +109,7 @@ def read_records(storage: BaseStorage, spec: StudySpec) -> Records:
     return Records(
         spec,
         pd.DataFrame(cells, columns=CELL_COLUMNS),
-        pd.DataFrame(trials, columns=_trial_columns(spec)).astype(_KEY_TYPES),
+        pd.DataFrame(trials, columns=_trial_columns(spec)).astype(_KEY_TYPES | {"superseded": bool}),
         pd.DataFrame(steps, columns=STEP_COLUMNS).astype(_KEY_TYPES | dict.fromkeys(EPOCH_COLUMNS, float)),
         environment,
     )
@@ -141,16 +145,21 @@ _PLAIN_COLUMNS = [
     "config_index",
     "state",
     "reason",
+    "decision",
     "counted",
+    "superseded",
     "start",
     "end",
+    "kept_until",
     "worker",
     "device",
+    "slurm_job",
     "epochs",
     "batches_per_epoch",
     "train_s",
     "warm_s",
     "eval_s",
+    "lost_s",
     "warm_mbu",
     "best",
     "last",
@@ -164,6 +173,8 @@ _PLAIN_COLUMNS = [
     "ram_bytes",
     "vram_bytes",
     "nvml_bytes",
+    "cgroup_peak_bytes",
+    "cgroup_cpu_s",
 ]
 _KINDS = ("suggested", "trained", "gradient", "step")
 
@@ -173,7 +184,12 @@ def _trial_columns(spec: StudySpec) -> list[str]:
 
 
 def _trial_row(
-    trial: FrozenTrial, trials: list[FrozenTrial], name: str, cell: Cell, spec: StudySpec
+    trial: FrozenTrial,
+    trials: list[FrozenTrial],
+    name: str,
+    cell: Cell,
+    spec: StudySpec,
+    gone: set[int],
 ) -> dict[str, Any]:
     attributes = trial.user_attrs
     records = [r for r in attributes.get("ohgw", []) if r]
@@ -181,6 +197,7 @@ def _trial_row(
     accuracies = [a for a in curve.get("val_accuracy", []) if a is not None]
     worker = attributes.get("worker") or {}
     flops, memory = attributes.get("flops") or {}, attributes.get("memory") or {}
+    cgroup = attributes.get("cgroup") or {}
     first = records[0] if records else {}
     warms = [r for r in records if r.get("rule")]
     methods = [m for r in warms for m in (r.get("methods") or {}).items()]
@@ -191,14 +208,20 @@ def _trial_row(
         "config_index": config_index(trial, trials),
         "state": trial.state.name,
         "reason": attributes.get("reason"),
-        "counted": not is_interrupted(trial) and trial.state != TrialState.WAITING,
-        "start": _unix(trial.datetime_start),
-        "end": _unix(trial.datetime_complete),
+        "counted": not is_interrupted(trial)
+        and trial.state != TrialState.WAITING
+        and trial.number not in gone,
+        "superseded": trial.number in gone,
+        "start": attributes.get(CLOCK, {}).get("start", _unix(trial.datetime_start)),
+        "end": attributes.get(CLOCK, {}).get("end", _unix(trial.datetime_complete)),
+        "kept_until": kept_until(trial),
         "worker": f"{worker['host']}:{worker['pid']}" if worker else None,
         "device": worker.get("device"),
+        "slurm_job": worker.get("slurm_job"),
         "epochs": len(curve.get("mbu", [])),
         "batches_per_epoch": _number(attributes.get("batches_per_epoch")),
         **{c: sum(filter(None, curve.get(c, []))) for c in ("train_s", "warm_s", "eval_s")},
+        LOST: float(attributes.get(LOST, 0.0)),
         "warm_mbu": float(sum(r["cost_mbu"] for r in records)),
         "best": max(accuracies, default=math.nan),
         "last": accuracies[-1] if accuracies else math.nan,
@@ -210,6 +233,8 @@ def _trial_row(
         "flops_batch": _number(flops.get("batch")),
         "flops_warm": _number(flops.get("warm")),
         **{f"{kind}_bytes": _number(memory.get(kind)) for kind in ("ram", "vram", "nvml")},
+        "cgroup_peak_bytes": _number(cgroup.get("memory_peak")),
+        "cgroup_cpu_s": _number(cgroup.get("cpu_s")),
     }
     for parameter in spec.ranges:
         for kind in _KINDS:

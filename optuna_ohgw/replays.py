@@ -12,7 +12,8 @@ import pandas as pd
 
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.records import Records
-from optuna_ohgw.schedulers import SCHEDULERS, Settings
+from optuna_ohgw.schedulers import SCHEDULERS, Scheduler, Settings
+from optuna_ohgw.schedulers.choosers import CHOOSERS, check_installed
 from optuna_ohgw.simulation import Array, Replay, finite_curves, regret, simulate
 
 TABLE_COLUMNS = [
@@ -45,6 +46,14 @@ def read_table(path: Path, column: str, skip: int = 0) -> Array:
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"{path}: column {column!r} cannot be read ({first}); name it by --value") from None
+    if values.empty:
+        raise UserError(f"{path}: has no rows; name a table of learning curves")
+    for row, curve in enumerate(values):
+        if not isinstance(curve, np.ndarray | list):
+            raise UserError(
+                f"{path}: column {column!r} holds {curve!s:.20} in row {row}, no curve; "
+                "name one of lists by --value"
+            )
     lengths = {len(curve) for curve in values}
     if len(lengths) != 1 or min(lengths) <= skip:
         raise UserError(
@@ -54,6 +63,48 @@ def read_table(path: Path, column: str, skip: int = 0) -> Array:
     return np.array(values.tolist(), dtype=float)[:, skip:]
 
 
+def _check_finals(name: str, curves: Array, maximize: bool) -> None:
+    """Raise a UserError where a table's final values allow no regret; NaN was replaced."""
+    final = curves[:, -1]
+    best = float(final.max() if maximize else final.min())
+    if not np.isfinite(final).all():
+        raise UserError(f"{name}: no value is a number; name another column by --value")
+    if np.median(final) == best:
+        raise UserError(
+            f"{name}: at least half of the final values are the best one, {best:g}, so no "
+            "regret can be said; give a table where fewer are"
+        )
+
+
+def read_candidates(path: Path) -> Array:
+    """Return the hyper-parameters of a parquet file in the unit cube, ``[n, d]``.
+
+    They are its columns of finite numbers that differ. One whose values are all positive is taken by
+    its logarithm; each goes from 0 at its lowest value to 1 at its highest.
+
+    Raises:
+        UserError: If there is no such column.
+    """
+    numbers = pd.read_parquet(path).select_dtypes("number")
+    columns = [c for c in numbers if np.isfinite(numbers[c]).all() and numbers[c].nunique() > 1]
+    if not columns:
+        raise UserError(f"{path}: has no column of hyper-parameters, which this scheduler chooses by")
+    values = numbers[columns].to_numpy(dtype=float, copy=True)
+    positive = values.min(axis=0) > 0
+    values[:, positive] = np.log(values[:, positive])
+    low, high = values.min(axis=0), values.max(axis=0)
+    return np.asarray((values - low) / (high - low))
+
+
+def _made(name: str, settings: Settings, candidates: Array | None, seed: int) -> Scheduler:
+    if name in SCHEDULERS:
+        return SCHEDULERS[name](settings)
+    if candidates is None:
+        raise ValueError(f"{name} needs candidates")
+    check_installed(name, "--scheduler")
+    return CHOOSERS[name](settings, candidates, seed)
+
+
 def over_tables(
     tables: Mapping[str, Array],
     schedulers: Sequence[str],
@@ -61,6 +112,8 @@ def over_tables(
     *,
     seeds: int,
     workers: int,
+    slices: float = math.inf,
+    candidates: Mapping[str, Array] | None = None,
 ) -> pd.DataFrame:
     """Return one row a table, seed and scheduler.
 
@@ -69,10 +122,12 @@ def over_tables(
 
     Args:
         tables: Curves by name.
-        schedulers: Names from ``SCHEDULERS``.
+        schedulers: Names from ``SCHEDULERS`` or ``CHOOSERS``.
         settings: Of all schedulers; its ``max_resource`` is that of each table.
         seeds: Number of seeds.
         workers: Configurations trained at the same time.
+        slices: Stop after so many units of training.
+        candidates: Hyper-parameters ``[n, d]`` of each table in the unit cube, for ``CHOOSERS``.
 
     Returns:
         ``slices`` (units of training), ``makespan`` (units of time), ``reached_end`` (configurations
@@ -83,6 +138,7 @@ def over_tables(
     rows, maximize = [], settings.maximize
     for name, table in tables.items():
         curves = finite_curves(table, maximize=maximize)
+        _check_finals(name, curves, maximize)
         ranked = np.sort(-curves[:, -1] if maximize else curves[:, -1])
         sign = -1 if maximize else 1
         bars = [sign * float(ranked[max(math.ceil(len(ranked) * share) - 1, 0)]) for share in (0.05, 0.01)]
@@ -91,7 +147,9 @@ def over_tables(
             settings = replace(settings, max_resource=curves.shape[1], configs=len(order))
             best = min(regret(curves, row, maximize=maximize) for row in order)
             for scheduler in schedulers:
-                replay = simulate(SCHEDULERS[scheduler](settings), curves, order, workers=workers)
+                pool = None if candidates is None else candidates[name][order]
+                made = _made(scheduler, settings, pool, seed)
+                replay = simulate(made, curves, order, workers=workers, max_slices=slices)
                 own = regret(curves, replay.returned(maximize), maximize=maximize)
                 key = name, seed, scheduler
                 cost = replay.slices, replay.makespan, _reached(replay, curves.shape[1])
@@ -116,11 +174,12 @@ def over_study(records: Records, schedulers: Sequence[str], *, workers: int, tar
     """Return what schedulers would have done in each cell of a study, with the curves that it has.
 
     A configuration that the study stopped is known up to there; a scheduler that would have trained
-    it further gets no more of it, and is said to have asked ``beyond``.
+    it further gets no more of it, and is said to have asked ``beyond``. One that chooses by a model
+    does so among the cell's configurations and has as many epochs as the cell had.
 
     Args:
         records: The study.
-        schedulers: Names from ``SCHEDULERS``; rungs and η are the study's.
+        schedulers: Names from ``SCHEDULERS`` or ``CHOOSERS``; rungs and η are the study's.
         workers: Configurations trained at the same time.
         target: Validation accuracy whose time is asked.
 
@@ -132,7 +191,10 @@ def over_study(records: Records, schedulers: Sequence[str], *, workers: int, tar
         rungs = spec.scheduler.model_dump(exclude={"name"})
         settings = Settings(spec.task.epochs, maximize=True, configs=len(curves), **rungs)
         for name in schedulers:
-            replay = simulate(SCHEDULERS[name](settings), curves, range(len(curves)), workers=workers)
+            pool = _trained(records, variation, seed) if name in CHOOSERS else None
+            made, order = _made(name, settings, pool, seed), range(len(curves))
+            limit = math.inf if pool is None else sum(map(len, curves))
+            replay = simulate(made, curves, order, workers=workers, max_slices=limit, resumes_last=True)
             best = max((v for v in replay.values if not math.isnan(v)), default=math.nan)
             cost = replay.slices, replay.makespan, _reached(replay, spec.task.epochs)
             reached = replay.time_to(target, maximize=True)
@@ -148,18 +210,35 @@ def curves_of(records: Records) -> Iterator[tuple[tuple[str, int], list[list[flo
         yield key, [g[CURVE].tolist() for _, g in own.groupby("config_index")]
 
 
+def _trained(records: Records, variation: str, seed: int) -> Array:
+    """Return the trained hyper-parameters of a cell's configurations in the unit cube, in their order."""
+    trials = records.trials[records.trials["counted"].astype(bool) & (records.trials["epochs"] > 0)]
+    own = trials[(trials["variation"] == variation) & (trials["seed"] == seed)].sort_values("config_index")
+    columns = []
+    for name, r in records.spec.ranges.items():
+        values = own[f"trained_{name}"].to_numpy(dtype=float)
+        low, high = r.low, r.high
+        if r.log:
+            values, low, high = np.log(values), math.log(low), math.log(high)
+        columns.append(np.clip((values - low) / (high - low), 0.0, 1.0))
+    return np.stack(columns, axis=1)
+
+
 def export(records: Records, path: Path) -> None:
     """Write the curves of a study as a table for :func:`read_table`, one row a configuration.
 
-    Columns: variation, seed, config_index, the trained hyper-parameters and the curve.
+    Columns: variation, seed, config_index, what was suggested and trained, ``batches_per_epoch``,
+    ``warm_mbu``, ``warm_s`` and ``epoch_s`` (median seconds of an epoch with its evaluation), the curve.
     """
     counted = records.steps[records.steps["counted"].astype(bool)].sort_values("epoch")
     keys = ["variation", "seed", "config_index"]
     curves = counted.groupby(keys, sort=False)[CURVE].apply(list).reset_index()
     trials = records.trials[records.trials["counted"].astype(bool)]
-    names = [f"trained_{n}" for n in records.spec.ranges]
-    known = [*keys, *(n for n in names if n in trials)]
-    curves.merge(trials[known].drop_duplicates(keys), on=keys, how="left").to_parquet(path, index=False)
+    names = [f"{kind}_{n}" for kind in ("suggested", "trained") for n in records.spec.ranges]
+    known = trials[[*keys, *names, "batches_per_epoch", "warm_mbu", "warm_s"]].drop_duplicates(keys)
+    seconds = (counted["train_s"] + counted["eval_s"]).groupby([counted[k] for k in keys]).median()
+    table = curves.merge(known, on=keys, how="left").join(seconds.rename("epoch_s"), on=keys)
+    table.to_parquet(path, index=False)
 
 
 def _reached(replay: Replay, end: int) -> int:

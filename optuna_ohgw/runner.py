@@ -9,95 +9,131 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import optuna
-from filelock import FileLock, Timeout
+from filelock import FileLock
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages._cached_storage import _CachedStorage
+from optuna.trial import TrialState
 from rich.console import Console
 
 from optuna_ohgw import worker
-from optuna_ohgw.cells import (
-    Cell,
-    cells_of,
-    check_cells,
-    create_cell,
-    has_work,
-    load_cell,
-    open_storage,
-    revive,
-    share_done,
-    sqlite_path,
-    to_retry,
-)
+from optuna_ohgw.cell_study import load_cell
+from optuna_ohgw.cells import Cell, cells_of, check_cells, create_cell, to_retry
+from optuna_ohgw.claims import Claims
 from optuna_ohgw.errors import UserError
+from optuna_ohgw.finished import left_of
+from optuna_ohgw.fleet import Crew, Stop, run_processes, stop_on_signal
 from optuna_ohgw.mps import shared_gpu
-from optuna_ohgw.processes import SIGNALS, context, deaf
+from optuna_ohgw.opening import open_storage, sqlite_path
 from optuna_ohgw.progress import show_progress
+from optuna_ohgw.ray_cluster import check_ray
+from optuna_ohgw.ray_engine import run_actors
 from optuna_ohgw.reading import hide_passwords
+from optuna_ohgw.schedulers.choosers import check_installed
 from optuna_ohgw.spec import StudySpec
-from optuna_ohgw.tasks.data import ImageData
+from optuna_ohgw.tasks.data import ImageData, cache_folder
 from optuna_ohgw.tasks.image import load_image_arrays, split_images
 from optuna_ohgw.tasks.models import build_model
+from optuna_ohgw.tasks.replay import courses_of
 from optuna_ohgw.tracking import check_tracking, send_cell
 
+_ALONE = Crew()
 log = logging.getLogger("optuna_ohgw.runner")
 
 
 class Stopped(Exception):
-    """The run was stopped by a signal and can be continued."""
+    """The run was stopped by a signal, whose number is kept, and can be continued."""
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__(f"stopped by signal {number}")
+        self.number = number
 
 
-def run(spec: StudySpec, console: Console, level: int = logging.INFO) -> bool:
+def run(
+    spec: StudySpec,
+    console: Console,
+    level: int = logging.INFO,
+    crew: Crew = _ALONE,
+) -> bool:
     """Run what is left of a study; return False if nothing was left.
 
-    Everything that can be wrong is checked before the first study is made in the storage.
+    Any number of runs, on any number of machines, may share the storage: their workers claim cells
+    there. Everything that can be wrong is checked before the first study is made in the storage.
 
     Args:
         spec: The study.
         console: Where progress is shown.
         level: Level of the worker logs.
+        crew: Who is to work.
 
     Raises:
         UserError: If the folder, the data or the storage cannot be used.
         Stopped: After Ctrl-C or SIGTERM; the same call continues.
+        StorageLost: If the storage did not answer for too long.
         RuntimeError: If a cell cannot go on.
     """
     try:
-        return _run(spec, console, level)
+        return _run(spec, console, level, crew)
     except KeyboardInterrupt:  # before the workers were started
         raise Stopped from None
 
 
-def _run(spec: StudySpec, console: Console, level: int) -> bool:
-    root = spec.folder
-    with _checked_folder(root), _only_run(root):
-        storage = None
+def _run(spec: StudySpec, console: Console, level: int, crew: Crew) -> bool:
+    with _checked_folder(spec.folder):
+        storage, patience_s = None, spec.execution.patience_s
         file = sqlite_path(spec.storage_url)
         if file is None or file.exists():
-            storage = open_storage(spec.storage_url, create=True)
+            storage = open_storage(spec.storage_url, create=True, patience_s=patience_s)
             known = check_cells(storage, spec)
-            if len(known) == len(cells_of(spec)) and not _left(storage, spec, cells_of(spec)):
+            if len(known) == len(cells_of(spec)) and not left_of(storage, spec):
                 return False
         check_device(spec.execution.device, "execution.device")
         check_tracking(spec)
-        _check_data(spec, root)
-        storage = storage or open_storage(spec.storage_url, create=True)
-        environment = environment_record(spec)
-        for cell in cells_of(spec):
-            create_cell(storage, spec, cell, environment)
-            _prepare_folder(spec, cell)
-        left = _left(storage, spec, cells_of(spec))
-        revived = sum(revive(load_cell(storage, spec, cell)) for cell in left)
-        if revived:
-            console.print(f"{revived} unfinished trials of an earlier run start again")
-        _work(spec, left, storage, console, level)
+        check_installed(spec.scheduler.name, "scheduler.name")
+        if crew.engine == "ray":
+            check_ray()
+        elif crew.engine != "processes":
+            raise UserError(f"--engine: {crew.engine!r} is unknown; use processes or ray")
+        check_data(spec)
+        with FileLock(spec.folder / ".start.lock"):  # of two that start at once one makes the tables
+            storage = storage or open_storage(spec.storage_url, create=True, patience_s=patience_s)
+            check_cells(storage, spec)
+            environment = environment_record(spec)
+            for cell in cells_of(spec):
+                create_cell(storage, spec, cell, environment)
+                _prepare_folder(spec, cell)
+        _work(spec, storage, console, level, crew)
     return True
+
+
+def _devices(spec: StudySpec, storage: BaseStorage, crew: Crew) -> list[str | None]:
+    """Return what each worker of this machine sees of its GPUs, round robin; None: what there is."""
+    import torch
+
+    device, workers, trials_per_device = (
+        worker.resolve_device(spec.execution.device),
+        crew.workers,
+        crew.trials_per_device,
+    )
+    cells = min(spec.execution.cells_at_once, len(left_of(storage, spec)))
+    if device.type != "cuda" or device.index is not None:
+        if trials_per_device is not None:
+            raise UserError(
+                f"--trials-per-device: {trials_per_device} on {spec.execution.device!r}, which is not "
+                "all GPUs; use --workers"
+            )
+        return [None] * (workers or spec.execution.workers * cells)
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = shown.split(",") if shown else [str(n) for n in range(torch.cuda.device_count())]
+    count = workers or (
+        len(gpus) * trials_per_device if trials_per_device else spec.execution.workers * cells
+    )
+    return [gpus[number % len(gpus)] for number in range(count)]
 
 
 def environment_record(spec: StudySpec) -> dict[str, Any]:
@@ -117,125 +153,51 @@ def environment_record(spec: StudySpec) -> dict[str, Any]:
     }
 
 
-def _work(spec: StudySpec, left: list[Cell], storage: Any, console: Console, level: int) -> None:
-    device = worker.resolve_device(spec.execution.device)
-    most = spec.execution.workers * min(spec.execution.cells_at_once, len(left))
-    processes = context(device.type)
-    stop, events, ordinal = processes.Event(), processes.Queue(), processes.Value("i", 0)
-    workers, at_once = spec.execution.workers, spec.execution.cells_at_once
-    pending = list(left)
-    shares = {cell: share_done(load_cell(storage, spec, cell), spec) for cell in left}
-    jobs: dict[Future[None], Cell] = {}
-    open_slots: dict[Cell, int] = {}
-    error: BaseException | None = None
-    executor = ProcessPoolExecutor(
-        max_workers=max(1, most),
-        mp_context=processes,
-        initializer=worker.start,
-        initargs=(spec, stop, events, level, ordinal),
-    )
+def _work(spec: StudySpec, storage: Any, console: Console, level: int, crew: Crew) -> None:
+    # Reads what is new, again and again; a proxy does so by itself.
+    cached = _CachedStorage(storage) if isinstance(storage, RDBStorage) else storage
+    claims = Claims(cached, spec, "")
+    others = claims.pulses()
+    waiting = sum(_to_start_again(load_cell(cached, spec, cell)) for cell in left_of(storage, spec))
+    if waiting and not others:
+        console.print(f"{waiting} unfinished trials of an earlier run start again")
+    devices = _devices(spec, storage, crew) if crew.engine == "processes" else []
+    shared = any(device is not None for device in devices) and len(devices) > len(set(devices))
+    stop = Stop()
     with (
-        shared_gpu() if device.type == "cuda" and most > 1 else contextlib.nullcontext(),
-        _stop_on_signal(stop) as signalled,
-        show_progress(shares, console) as view,
-        executor,
-        _setting(stop),
+        shared_gpu() if shared else contextlib.nullcontext(),
+        stop_on_signal(stop) as signals,
+        show_progress(cached, spec, claims, console) as view,
     ):
-        while jobs or (pending and not stop.is_set()):
-            while pending and len(open_slots) < at_once and not stop.is_set():
-                cell = pending.pop(0)
-                open_slots[cell] = workers
-                view.start(cell)
-                for slot in range(workers):
-                    jobs[_submit(executor, worker.search, cell, slot)] = cell
-            done, _ = wait(jobs, timeout=0.2, return_when=FIRST_COMPLETED)
-            view.drain(events)
-            for job in done:
-                cell = jobs.pop(job)
-                error = error or job.exception()
-                if error is not None:
-                    stop.set()
-                    continue
-                open_slots[cell] -= 1
-                if open_slots[cell] == 0 and not stop.is_set():
-                    jobs[_submit(executor, worker.finish, cell)] = cell
-                elif open_slots[cell] < 0:
-                    del open_slots[cell]
-                    view.finish(cell)
-                    send_cell(storage, spec, cell)
-        view.drain(events)
-    if signalled.is_set():
-        raise Stopped
-    if error is not None:
-        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+        def look() -> None:
+            for cell in view.look():
+                send_cell(storage, spec, cell)
+
+        def say(line: str) -> None:
+            console.print(line, highlight=False)
+
+        if crew.engine == "ray":
+            run_actors(spec, crew, len(left_of(storage, spec)), level, stop, look, say)
+        else:
+            run_processes(spec, devices, level, stop, look, say)
+    if signals:
+        raise Stopped(signals[0])
+    errors = claims.errors()
+    if errors:
+        cells = "; ".join(f"{cell}: {error}" for cell, error in errors.items())
+        raise RuntimeError(f"{len(errors)} of {len(cells_of(spec))} cells could not go on: {cells}")
+    held = {label for label, _ in claims.pulses().values()}
+    if held:
+        console.print(
+            f"nothing is left to start; others still work on {', '.join(sorted(held))}. "
+            "Run the same command again if they should die."
+        )
 
 
-def _submit(executor: ProcessPoolExecutor, job: Callable[..., None], *arguments: Any) -> Future[None]:
-    """Submit a job; a process that is started for it is deaf to signals until it can ignore them."""
-    with deaf():
-        return executor.submit(job, *arguments)
-
-
-@contextlib.contextmanager
-def _setting(stop: Any) -> Iterator[None]:
-    """Set ``stop`` at the end, so that no worker goes on after an error here."""
-    try:
-        yield
-    finally:
-        stop.set()
-
-
-def _left(storage: Any, spec: StudySpec, cells: list[Cell]) -> list[Cell]:
-    known = {s.study_name for s in storage.get_all_studies()}
-    left = []
-    for cell in cells:
-        if cell.name not in known:
-            left.append(cell)
-            continue
-        study = load_cell(storage, spec, cell)
-        finished = worker.FINAL in study.user_attrs
-        if not finished and (has_work(study, spec) or worker.best_trial(study) or _unended(study)):
-            left.append(cell)
-    return left
-
-
-def _unended(study: optuna.Study) -> bool:
+def _to_start_again(study: optuna.Study) -> int:
     trials = study.get_trials(deepcopy=False)
-    return any(not t.state.is_finished() for t in trials) or bool(to_retry(trials))
-
-
-@contextlib.contextmanager
-def _stop_on_signal(stop: Any) -> Iterator[threading.Event]:
-    signalled = threading.Event()
-
-    def ask_to_stop(number: int, frame: FrameType | None) -> None:
-        signalled.set()
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield signalled
-        return
-    before = {s: signal.signal(s, ask_to_stop) for s in SIGNALS}
-    try:
-        yield signalled
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _only_run(root: Path) -> Iterator[None]:
-    lock = FileLock(root / ".run.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"output: another run is at work in {root}; wait for it, or use another output"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+    return sum(t.state == TrialState.RUNNING for t in trials) + len(to_retry(trials))
 
 
 @contextlib.contextmanager
@@ -247,7 +209,7 @@ def _checked_folder(root: Path) -> Iterator[None]:
         yield
     except UserError:
         if made:
-            (root / ".run.lock").unlink(missing_ok=True)
+            (root / ".start.lock").unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             for folder in made:
                 folder.rmdir()
@@ -266,19 +228,33 @@ def _check_folder(root: Path) -> None:
         ) from None
 
 
-def _check_data(spec: StudySpec, root: Path) -> None:
-    arrays = load_image_arrays(spec.task, root / "data")
-    data = split_images(spec.task, arrays, spec.seeds[0], worker.resolve_device("cpu"))
-    models = spec.choices["model"].choices if "model" in spec.choices else (spec.task.model,)
-    for model in models:
-        _check_model(spec, data, str(model))
+def check_data(spec: StudySpec) -> None:
+    """Raise a UserError unless the data can be read and every network takes them."""
+    if spec.replays:
+        for cell in cells_of(spec):
+            courses_of(spec, cell)
+        return
+    arrays = load_image_arrays(spec.image, cache_folder())
+    data = split_images(spec.image, arrays, spec.seeds[0], worker.resolve_device("cpu"))
+    for model in models_of(spec):
+        _check_model(spec, data, model)
+
+
+def models_of(spec: StudySpec) -> list[str]:
+    """Return the names of the networks that a study trains."""
+    models = spec.choices["model"].choices if "model" in spec.choices else (spec.image.model,)
+    return [str(model) for model in models]
 
 
 def _check_model(spec: StudySpec, data: ImageData, model: str) -> None:
     import torch
 
     network = build_model(
-        model, channels=data.channels, size=data.height, classes=data.classes, activation=spec.task.activation
+        model,
+        channels=data.channels,
+        size=data.height,
+        classes=data.classes,
+        activation=spec.image.activation,
     )
     try:
         with torch.inference_mode():

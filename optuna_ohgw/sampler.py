@@ -15,14 +15,13 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_ohgw.history import logical
+from optuna_ohgw.history import CONFIG_INDEX, logical
 from optuna_ohgw.seeds import Purpose, derive_seed
 
 if TYPE_CHECKING:
     from optuna.study import Study
 
 _ACTIVE = threading.local()
-CONFIG_INDEX = "config_index"
 HISTORY_FREE = ("random", "qmc")
 
 
@@ -128,7 +127,21 @@ class OhgwSampler(BaseSampler):
         self.base.reseed_rng()
 
 
-class PairedSampler(BaseSampler):
+class IndependentSampler(BaseSampler):
+    """A sampler that draws every parameter on its own."""
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return an empty space: every parameter is drawn on its own."""
+        return {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+
+class PairedSampler(IndependentSampler):
     """Return a history-free sampler whose k-th suggestion depends on (seed, k, name) alone.
 
     Every study with the same seed gets the same k-th suggestion, whatever the number of workers,
@@ -144,16 +157,6 @@ class PairedSampler(BaseSampler):
     def __init__(self, seed: int, *, names: Sequence[str] = ()) -> None:
         self.seed = seed
         self.names = tuple(names)
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Return an empty space: every parameter is drawn on its own."""
-        return {}
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Return nothing."""
-        return {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -13,7 +13,7 @@ from scipy import stats
 from statsmodels.nonparametric.smoothers_lowess import lowess
 
 from optuna_ohgw.statistics import RNG, Estimate, bootstrap, hodges_lehmann, level, location, log_ratios
-from optuna_ohgw.variations import BASELINE, base_of, eta_of
+from optuna_ohgw.variations import base_of, baseline_among, eta_of
 
 Array = NDArray[np.float64]
 
@@ -58,7 +58,7 @@ def eta_sensitivity(
     default_eta: float,
     *,
     base: str = "asha-ohgw-1step",
-    reference: str = BASELINE,
+    reference: str | None = None,
 ) -> Sensitivity:
     """Return how T@τ (mbu) of a variation, paired with the baseline's, depends on η_h.
 
@@ -67,9 +67,9 @@ def eta_sensitivity(
         target: τ.
         default_eta: The study's η_h, that of variations without one in their name.
         base: The variation, without its step size.
-        reference: What each cell is paired with, by seed.
+        reference: What each cell is paired with, by seed; None: the baseline.
     """
-    points = _points(times[times["target"] == target], default_eta, base, reference)
+    points = _points(times[times["target"] == target], default_eta, base, reference or baseline_among([base]))
     # Every seed counts at every η_h, else the curve would show the seeds.
     matrix = points.pivot_table(index="seed", columns="eta_h", values="log_ratio").dropna()
     etas, seeds = matrix.columns.to_numpy(dtype=float), len(matrix)
@@ -102,7 +102,7 @@ def kept_speedup(clean: pd.DataFrame, noisy: pd.DataFrame, variation: str) -> tu
         The share and the two ratios in words. The share is NaN, and the sentence says so, where the clean
         ratio's interval reaches 1: there is no speed-up that could be kept.
     """
-    both = [_paired(table, variation, BASELINE) for table in (clean, noisy)]
+    both = [_paired(table, variation, baseline_among([variation])) for table in (clean, noisy)]
     joined = both[0].merge(both[1], left_index=True, right_index=True, suffixes=("_clean", "_noisy"))
     if len(joined) < 2:
         return Estimate(math.nan), f"{_count(len(joined), 'seed')} with all four cells, an interval takes 2"

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from optuna_ohgw.evidence import Evidence
-    from optuna_ohgw.records import Records
     from optuna_ohgw.report import Page
 
 _CRITERIA = {
@@ -110,32 +109,17 @@ def print_comparison(studies: Sequence[Evidence], console: Console) -> None:
         print_lines([f"{what} (asked in 75% of the studies):", *lines], console)
     eta = studies[0].spec.warm_start.eta_h
     sweeps = {
-        one.spec.name: eta_sensitivity(one.times, one.primary, one.spec.warm_start.eta_h) for one in studies
+        one.spec.name: eta_sensitivity(
+            one.times, one.primary, one.spec.warm_start.eta_h, base=f"{one.spec.scheduler.name}-ohgw-1step"
+        )
+        for one in studies
     }
     if any(sweep.points["eta_h"].nunique() > 1 for sweep in sweeps.values()):
-        print_lines(
-            ["", f"asha-ohgw-1step at an untuned η_h of {eta:g}, beside the best of each sweep:"], console
-        )
+        print_lines(["", f"ohgw-1step at an untuned η_h of {eta:g}, beside the best of each sweep:"], console)
         for r in transfer(sweeps, eta).to_dict("records"):
             ends = f"[{_number(r['low'], '.2f')}, {_number(r['high'], '.2f')}]"
             best = f"best {_number(r['best_ratio'], '.2f')} at {r['best_eta'] or math.nan:g}"
             print_lines([f"  {r['study']}: ratio {_number(r['ratio'], '.2f')} {ends}; {best}"], console)
-
-
-def print_status(records: Records, console: Console) -> None:
-    """Print one row a cell."""
-    shown = _table(records.spec.name)
-    for name in ("cell", "running", "complete", "pruned", "failed", "best", "test"):
-        shown.add_column(name, justify="left" if name == "cell" else "right")
-    for row in records.cells.to_dict("records"):
-        complete = row["ended"] - row["pruned"] - row["failed"]
-        shown.add_row(
-            f"{row['variation']}/seed-{row['seed']:04d}",
-            *(str(n) for n in (row["running"], complete, row["pruned"], row["failed"])),
-            _number(row["final_val"], ".4f"),
-            _number(row["final_test"], ".4f"),
-        )
-    console.print(shown)
 
 
 def print_lines(lines: Sequence[str], console: Console) -> None:

@@ -74,12 +74,13 @@ def simulate(
     workers: int = 1,
     max_slices: float = math.inf,
     keep_decisions: bool = False,
+    resumes_last: bool = False,
 ) -> Replay:
     """Return what a scheduler does with learning curves.
 
     A unit of training takes a unit of time. At a time stamp the running configurations report, in
     the order in which they were launched, and then each free worker is given its next. When the
-    last configuration of ``order`` has been started nothing is resumed either, unless the scheduler
+    last configuration of ``order`` has been started nothing is resumed either, unless it
     ``resumes_last``: those that run go on to their own next decision to pause or stop.
 
     Args:
@@ -90,20 +91,21 @@ def simulate(
         workers: Configurations trained at the same time.
         max_slices: Stop after so many units of training.
         keep_decisions: Keep every decision in the replay.
+        resumes_last: Resume still when the last one has been started; some schedulers always do.
     """
     replay, running, trained, now = Replay(), list[int](), dict[int, int](), 0
+    more = resumes_last or scheduler.resumes_last
     while True:
-        while len(running) < workers and (scheduler.resumes_last or len(replay.started) < len(order)):
+        while len(running) < workers and (more or len(replay.started) < len(order)):
             decision = scheduler.suggest()
             if decision.config is None and len(replay.started) == len(order):
                 break
-            if decision.config is None:
-                config = len(replay.started)
+            config = len(replay.started) if decision.config is None else decision.config
+            if decision.action == "start":
                 replay.started.append(order[config])
                 trained[config] = 0
                 scheduler.started(config)
             else:
-                config = decision.config
                 scheduler.resumed(config)
             running.append(config)
             if keep_decisions:

@@ -2,191 +2,39 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    Tag,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.reading import leaves, merge, read_file, read_override, shown
-from optuna_ohgw.variations import VARIATIONS, base_of, eta_of, takes_eta
-
-PSI = ("lr", "weight_decay", "momentum", "magnitude", "label_smoothing")
-LIMITS = {
-    "lr": (0.0, float("inf")),
-    "weight_decay": (0.0, float("inf")),
-    "momentum": (0.0, 1.0),
-    "magnitude": (0.0, 10.0),
-    "label_smoothing": (0.0, 1.0),
-}
-STRUCTURE = ("model", "batch_size")
-
-
-# pydantic's words, in those of a YAML file
-_WANTED = {
-    "a valid integer": "a whole number",
-    "a valid integer, got a number with a fractional part": "a whole number",
-    "a valid number": "a number",
-    "a valid string": "text, in quotes if it looks like a number",
-    "a valid boolean": "true or false",
-    "a valid array": "a list",
-    "an object": "a mapping",
-}
+from optuna_ohgw.spec_checks import check_pool, check_replay, check_space, check_storage, check_variations
+from optuna_ohgw.spec_errors import explain
+from optuna_ohgw.spec_parts import (
+    ENDLESS,
+    PSI,
+    BudgetSpec,
+    ChoiceSpec,
+    Entry,
+    ExecutionSpec,
+    RangeSpec,
+    ReplaySpec,
+    SchedulerSpec,
+    Spec,
+    Task,
+    TaskSpec,
+    WarmStartSpec,
+)
+from optuna_ohgw.variations import WARM_STARTS, scheduler_of, warm_start_of
 
 
-class _Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class RangeSpec(_Spec):
-    """A continuous hyper-parameter: bounds in native units, log10- or linearly distributed."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _check(self) -> RangeSpec:
-        if self.low >= self.high:
-            raise ValueError(f"low {self.low} is not below high {self.high}; give low < high")
-        if self.log and self.low <= 0:
-            raise ValueError(f"log needs low > 0 but low is {self.low}; raise low or drop log")
-        return self
-
-
-class ChoiceSpec(_Spec):
-    """A structural parameter, passed through untouched by a warm start."""
-
-    choices: Annotated[tuple[str | int, ...], Field(min_length=1)]
-
-
-def _entry_kind(value: Any) -> str:
-    if isinstance(value, ChoiceSpec) or (isinstance(value, dict) and "choices" in value):
-        return "choices"
-    return "range" if isinstance(value, RangeSpec | dict) else "number"
-
-
-Entry = Annotated[
-    Annotated[RangeSpec, Tag("range")]
-    | Annotated[ChoiceSpec, Tag("choices")]
-    | Annotated[float, Tag("number")],
-    Discriminator(_entry_kind),
-]
-
-
-class AugmentationSpec(_Spec):
-    """Static settings of the image augmentation; its magnitude is in the space."""
-
-    flip: bool = True
-    crop_padding: Annotated[int, Field(ge=0)] = 4
-    operations: Annotated[int, Field(ge=0)] = 2
-    cutout: Annotated[int, Field(ge=0)] = 16
-
-
-class TaskSpec(_Spec):
-    """What is trained: data, network, length."""
-
-    name: Literal["image"] = "image"
-    data: str
-    model: str
-    activation: Literal["relu", "silu"] = "relu"
-    epochs: PositiveInt
-    batch_size: PositiveInt = 128
-    validation_images: PositiveInt
-    train_images: PositiveInt | None = None
-    test_images: PositiveInt | None = None
-    size: PositiveInt | None = None
-    channels: Literal[1, 3] | None = None
-    label_noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    image_column: str = "img"
-    label_column: str = "label"
-    augmentation: AugmentationSpec = AugmentationSpec()
-
-
-class SchedulerSpec(_Spec):
-    """Asynchronous successive halving (stopping); resources are epochs."""
-
-    name: Literal["asha"] = "asha"
-    min_resource: PositiveInt = 1
-    reduction_factor: Annotated[int, Field(ge=2)] = 4
-    bootstrap_count: Annotated[int, Field(ge=0)] = 2
-
-    def rungs(self, epochs: int) -> tuple[int, ...]:
-        """Return the epochs after which the pruner decides, below ``epochs``."""
-        rungs, milestone = [], self.min_resource
-        while milestone < epochs:
-            rungs.append(milestone)
-            milestone *= self.reduction_factor
-        return tuple(rungs)
-
-
-class WarmStartSpec(_Spec):
-    """Settings shared by the warm starts of all variations; see ``WarmStart``."""
-
-    eta_h: PositiveFloat = 1e-3
-    horizon: PositiveInt = 1
-    estimator: Literal["lean", "exact", "direct", "finite-difference"] = "lean"
-    radius: PositiveFloat = 0.2
-    lengths: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.05, 0.1, 0.2, 0.4)
-    grid: Annotated[tuple[float, ...], Field(min_length=1)] = (-0.4, -0.2, 0.2, 0.4)
-    grid_horizon: PositiveInt = 5
-    sigma: PositiveFloat = 0.01
-    freeze: tuple[Literal["lr", "weight_decay", "momentum", "magnitude", "label_smoothing"], ...] = ()
-    snr_batches: Annotated[int, Field(ge=0)] = 0
-    min_snr: PositiveFloat | None = None
-    every_rung: bool = False
-
-    @model_validator(mode="after")
-    def _check(self) -> WarmStartSpec:
-        if self.snr_batches == 1 or (self.min_snr is not None and self.snr_batches == 0):
-            raise ValueError(
-                f"snr_batches is {self.snr_batches}; a ratio needs at least 2, or 0 with no min_snr"
-            )
-        return self
-
-
-class BudgetSpec(_Spec):
-    """When a cell stops: at the first of the limits named."""
-
-    trials: PositiveInt | None = None
-    mbu: PositiveFloat | None = None
-    device_hours: PositiveFloat | None = None
-    wall_hours: PositiveFloat | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> BudgetSpec:
-        if not any((self.trials, self.mbu, self.device_hours, self.wall_hours)):
-            raise ValueError("no limit is named; give trials, mbu, device_hours or wall_hours")
-        return self
-
-
-class ExecutionSpec(_Spec):
-    """How the work is spread over processes; it changes no result of a one-worker cell."""
-
-    workers: PositiveInt = 1
-    cells_at_once: PositiveInt = 1
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    threads: PositiveInt | None = None
-
-
-class StudySpec(_Spec):
+class StudySpec(Spec):
     """A whole study: variations × paired seeds on one task in one storage."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    task: TaskSpec
+    task: Task
     space: dict[str, Entry]
     sampler: Literal["random", "qmc", "tpe", "gp", "nsga2"] = "random"
     scheduler: SchedulerSpec = SchedulerSpec()
@@ -210,16 +58,26 @@ class StudySpec(_Spec):
             raise ValueError(f"got {shown(value)}; give a number of seeds from 1, or a list of seeds")
         return tuple(range(value) if count else value)
 
+    @field_validator("variations", mode="after")
+    @classmethod
+    def _whole_names(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        """Put the scheduler's name before those that lack it."""
+        scheduler = info.data["scheduler"].name if "scheduler" in info.data else "asha"
+        lacking = {n for n in names if warm_start_of(n) and scheduler_of(n) is None}
+        return tuple(f"{scheduler}-{n}" if n in lacking else n for n in names)
+
     @model_validator(mode="after")
     def _check(self) -> StudySpec:
-        _check_space(self.space)
-        _check_variations(self.variations, self.warm_start.eta_h)
+        if isinstance(self.task, ReplaySpec):
+            check_replay(self)
+        check_space(self.space, searched=not isinstance(self.task, ReplaySpec))
+        check_variations(self.variations, self.scheduler.name, self.warm_start.eta_h)
         for field in ("variations", "seeds", "pilot_seeds", "targets"):
             values = getattr(self, field)
             if len(set(values)) < len(values):
                 raise ValueError(f"{field}: {list(values)} has one twice; name each once")
         if not self.variations:
-            raise ValueError(f"variations: got []; name some of {', '.join(VARIATIONS)}")
+            raise ValueError(f"variations: got []; name some of {', '.join(WARM_STARTS)}")
         both = set(self.seeds) & set(self.pilot_seeds)
         if both:
             raise ValueError(
@@ -235,11 +93,54 @@ class StudySpec(_Spec):
                 f"scheduler.min_resource: {self.scheduler.min_resource} epochs is more than "
                 f"task.epochs {self.task.epochs}; lower it"
             )
-        if self.storage in ("sqlite://", "sqlite:///:memory:"):
-            raise ValueError(
-                f"storage: {self.storage} is in memory, which workers cannot share; give sqlite:///FILE"
-            )
+        check_pool(self)
+        if self.scheduler.name == "hyperband-synchronous" and self.budget.trials is not None:
+            least = self.scheduler.reduction_factor ** len(self.scheduler.rungs(self.task.epochs))
+            if self.budget.trials < least:
+                raise ValueError(
+                    f"budget.trials: {self.budget.trials} do not fill the first bracket; give {least} or more"
+                )
+        check_storage(self.storage)
         return self
+
+    @property
+    def epochs_in_all(self) -> int | None:
+        """Epochs after which a cell stops, of all its trials; None for no such limit.
+
+        One that chooses among ``budget.trials`` configurations, epoch by epoch, would train all of
+        them to the end. Without another limit it has what successive halving would take for them.
+        """
+        budget = self.budget
+        other = budget.mbu or budget.device_hours or budget.wall_hours
+        if budget.epochs or other or self.scheduler.name not in ENDLESS:
+            return budget.epochs
+        assert budget.trials is not None
+        total, before, left = 0, 0, budget.trials
+        for level in (*self.scheduler.rungs(self.task.epochs), self.task.epochs):
+            total += left * (level - before)
+            before, left = level, -(-left // self.scheduler.reduction_factor)
+        return total
+
+    @property
+    def image(self) -> TaskSpec:
+        """The task, where it is one on images.
+
+        Raises:
+            TypeError: If it is another.
+        """
+        if not isinstance(self.task, TaskSpec):
+            raise TypeError(f"a task on images is needed, this is {self.task.name!r}")
+        return self.task
+
+    @property
+    def label_noise(self) -> float:
+        """Share of the training labels that are replaced."""
+        return self.task.label_noise if isinstance(self.task, TaskSpec) else 0.0
+
+    @property
+    def replays(self) -> bool:
+        """Whether curves of a table stand in place of training."""
+        return isinstance(self.task, ReplaySpec)
 
     @property
     def folder(self) -> Path:
@@ -274,7 +175,9 @@ class StudySpec(_Spec):
         return self.model_dump(mode="json", exclude=cells | surroundings)
 
 
-def load_spec(path: Path, overrides: tuple[str, ...] = (), *, smoke: bool = False) -> StudySpec:
+def load_spec(
+    path: Path, overrides: tuple[str, ...] = (), *, smoke: bool = False, storage: str | None = None
+) -> StudySpec:
     """Return the validated spec of a YAML file.
 
     A file may name another under ``extends`` (relative to itself) and change some of it. Its
@@ -284,6 +187,7 @@ def load_spec(path: Path, overrides: tuple[str, ...] = (), *, smoke: bool = Fals
         path: The YAML file.
         overrides: ``dotted.key=value`` pairs, laid over the file.
         smoke: Lay the ``smoke`` section over the file first.
+        storage: URL in place of that of the file.
 
     Raises:
         UserError: In one line, naming file, field, value and remedy.
@@ -300,114 +204,12 @@ def load_spec(path: Path, overrides: tuple[str, ...] = (), *, smoke: bool = Fals
         data = merge(data, light)
     for pair in overrides:
         data = merge(data, read_override(pair))
+    if storage is not None:
+        data["storage"] = storage
     for field, value in leaves(data):
         if not isinstance(value, str | int | float | None):
             raise UserError(f"{path}: {field}: {value!r} is of no plain YAML type; write it without a tag")
     try:
         return StudySpec.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error)}") from None
-
-
-def _check_space(space: dict[str, RangeSpec | ChoiceSpec | float]) -> None:
-    if not isinstance(space.get("lr"), RangeSpec):
-        received = f"{space['lr']} is not a range" if "lr" in space else "is missing"
-        raise ValueError(f"space.lr: {received}; give low and high, the learning rate is always searched")
-    for name, entry in space.items():
-        if isinstance(entry, ChoiceSpec):
-            received = shown(list(entry.choices))
-            if name not in STRUCTURE:
-                raise ValueError(
-                    f"space.{name}: choices {received}; only {' and '.join(STRUCTURE)} can have any"
-                )
-            if name == "model" and not all(isinstance(c, str) for c in entry.choices):
-                raise ValueError(f"space.model.choices: got {received}; give names of models")
-            if name == "batch_size" and not all(isinstance(c, int) and c > 0 for c in entry.choices):
-                raise ValueError(f"space.batch_size.choices: got {received}; give whole numbers from 1")
-            if len(set(entry.choices)) < len(entry.choices):
-                raise ValueError(f"space.{name}.choices: {received} has one twice; name each once")
-            continue
-        if name in STRUCTURE:
-            raise ValueError(f"space.{name}: {_shown_entry(entry)}; give choices, or set task.{name}")
-        if name not in PSI:
-            raise ValueError(
-                f"space.{name}: unknown key with value {_shown_entry(entry)}"
-                f"{_nearest(name, (*PSI, *STRUCTURE))}"
-            )
-        low, high = LIMITS[name]
-        ends = (entry.low, entry.high) if isinstance(entry, RangeSpec) else (entry, entry)
-        if ends[0] < low or ends[1] > high or (name == "momentum" and ends[1] >= 1):
-            limit = f"{high:g}{' (excluded)' if name == 'momentum' else ''}"
-            raise ValueError(f"space.{name}: {_shown_entry(entry)} leaves {low:g} to {limit}; keep it inside")
-
-
-def _check_variations(variations: tuple[str, ...], shared: float) -> None:
-    same: dict[tuple[str, float | None], str] = {}
-    for name in variations:
-        base, able = base_of(name), ", ".join(filter(takes_eta, VARIATIONS))
-        if base not in VARIATIONS:
-            raise ValueError(f"variations: {name!r} is unknown{_nearest(base, VARIATIONS)}")
-        try:
-            eta = eta_of(name)
-        except ValueError as error:
-            raise ValueError(f"variations: {error}") from None
-        if eta is not None and not takes_eta(name):
-            raise ValueError(f"variations: {name!r} has no step size eta_h; only {able} have one")
-        key = base, (shared if eta is None else eta) if takes_eta(name) else None
-        if key in same and same[key] != name:
-            raise ValueError(
-                f"variations: {same[key]!r} and {name!r} are the same with eta_h {key[1]:g}; name one of them"
-            )
-        same[key] = name
-
-
-def _shown_entry(entry: RangeSpec | float) -> str:
-    return f"{entry.low} to {entry.high}" if isinstance(entry, RangeSpec) else str(entry)
-
-
-def _explain(error: ValidationError) -> str:
-    errors = error.errors(include_url=False)
-    first = min(errors, key=lambda e: e["type"] != "extra_forbidden")
-    tag = 2 if first["loc"][:1] == ("space",) else None
-    where = ".".join(" ".join(str(part).split()) for i, part in enumerate(first["loc"]) if i != tag)
-    received = shown(first["input"])
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(first["loc"][:-1])
-        return f"{where}: unknown key with value {received}{_nearest(str(first['loc'][-1]), known)}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return f"{where}: {message}" if where else message
-    if first["type"] == "missing":
-        return f"{where}: is missing; add it"
-    return f"{where}: got {received}; {_remedy(message)}"
-
-
-def _remedy(message: str) -> str:
-    """Return what to give, from a message of pydantic's on what should be."""
-    subject, _, wanted = message.partition(" should ")
-    wanted = wanted.removeprefix("be ")
-    if subject in ("Tuple", "List"):
-        return "give at least one"
-    if subject == "String":
-        return f"give text that {wanted.replace('match', 'matches', 1)}"
-    number = "a number " if wanted.startswith(("greater", "less")) else ""
-    return f"give {number}{_WANTED.get(wanted, wanted)}"
-
-
-def _known_keys(location: tuple[Any, ...]) -> list[str]:
-    model: type[BaseModel] = StudySpec
-    if len(location) == 3 and location[0] == "space":
-        return list((RangeSpec if location[2] == "range" else ChoiceSpec).model_fields)
-    for part in location:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)
-
-
-def _nearest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(known)}" if known else "; remove it"
+        raise UserError(f"{path}: {explain(error, StudySpec)}") from None

@@ -174,14 +174,14 @@ class CapturedStep:
         before = [tensor.clone() for tensor in changed]
         side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
-                step(own_inputs, own_target)
-        torch.cuda.current_stream(device).wait_stream(side)
-        held = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        graph = torch.cuda.CUDAGraph()
         try:
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UP):
+                    step(own_inputs, own_target)
+            torch.cuda.current_stream(device).wait_stream(side)
+            held = torch.cuda.memory_allocated(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 loss = step(own_inputs, own_target)
         finally:

@@ -7,7 +7,7 @@ import datetime
 import json
 import math
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +19,13 @@ from optuna.distributions import (
 )
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
-from optuna.storages._cached_storage import _CachedStorage
+from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
 from optuna.storages._rdb import models
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from optuna_ohgw.history import CHECKPOINT
+from optuna_ohgw.outages import is_outage
+from optuna_ohgw.patience import Patience
 
 _SECONDS = 5.0
 
@@ -51,34 +55,57 @@ class BatchedStorage(_CachedStorage):
     """An Optuna storage that writes a running trial's news together.
 
     Parameters, reports and user attributes of a trial that this process runs are kept in memory
-    and written in one transaction: with its end, with a system attribute (by which the pruners of
-    other processes decide), or 5 s after the last time. The process that runs a trial sees its
-    writes at once; another sees them late, and a killed process loses up to 5 s of a trial that
-    has to be trained again anyway. This is within what Optuna's own cached storage promises.
+    and written in one transaction: with its end, with a checkpoint, with a system attribute (by
+    which the pruners of other processes decide), or 5 s after the last time. The process that runs
+    a trial sees its writes at once; another sees them late, and a killed process loses up to 5 s of
+    a trial that has to be trained again anyway. This is within what Optuna's own cached storage
+    promises.
 
-    For one thread. Cost of a trial: one transaction to make it and one to end it, instead of some
-    25 and one an epoch.
+    For one thread. Cost of a trial of a sole process: one transaction to make it and one to end it,
+    instead of some 25 and one an epoch; else one more for each system attribute.
 
     Args:
         backend: The database.
         sole: Whether no other process runs trials of the studies used here. They are then read
             every 5 s (a trial that a user queued, say); nor is a system attribute written at once.
+        owner: User attributes of every trial that runs here, written in the transaction that makes or
+            takes it, so that no running trial is ever without.
+        patience: How long writes wait for a database that does not answer; None: not at all.
     """
 
-    def __init__(self, backend: RDBStorage, *, sole: bool = False) -> None:
+    def __init__(
+        self,
+        backend: RDBStorage,
+        *,
+        sole: bool = False,
+        owner: Mapping[str, Any] | None = None,
+        patience: Patience | None = None,
+    ) -> None:
         super().__init__(backend)
-        self._sole = sole
+        self._sole, self._owner = sole, dict(owner or {})
+        self._call = Patience.once if patience is None else patience.call
+        self._patient = patience is not None
         self._read: dict[int, float] = {}
         self._own: dict[int, _Own] = {}
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Make a trial; one that runs is this process's own."""
-        trial_id = super().create_new_trial(study_id, template_trial)
-        number = self._trial_id_to_study_id_and_number[trial_id][1]
-        trial = self._studies[study_id].trials[number]
+        # A patient backend marks what it makes; alone, a trial is known without.
+        marked = self._patient and not self._sole
+        if template_trial is None and (self._owner or marked):
+            template_trial = create_trial(state=TrialState.RUNNING, user_attrs=self._owner)
+        trial = None if template_trial is not None else self._insert_once(study_id)
+        if trial is not None:
+            with self._lock:
+                self._studies.setdefault(study_id, _StudyInfo())
+                self._add_trials_to_cache(study_id, [trial])
+        else:
+            trial_id = super().create_new_trial(study_id, template_trial)
+            number = self._trial_id_to_study_id_and_number[trial_id][1]
+            trial = self._studies[study_id].trials[number]
         if trial.state == TrialState.RUNNING:
             self._adopt(trial)
-        return trial_id
+        return trial._trial_id
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
@@ -90,7 +117,7 @@ class BatchedStorage(_CachedStorage):
         """
         own = self._own.get(trial_id)
         if state == TrialState.RUNNING:
-            taken = self._take(trial_id)
+            taken = self._call(lambda: self._take(trial_id), lambda: self._take_again(trial_id))
             if taken:
                 self._adopt(self._backend.get_trial(trial_id))
             self._read.clear()
@@ -153,7 +180,8 @@ class BatchedStorage(_CachedStorage):
             return
         text = json.dumps(value)
         own.trial.user_attrs[key] = json.loads(text)
-        self._keep(own, models.TrialUserAttributeModel, key, {"value_json": text})
+        # A checkpoint that nobody knows of is none.
+        self._keep(own, models.TrialUserAttributeModel, key, {"value_json": text}, now=key == CHECKPOINT)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Keep an attribute, or write it and all that waits, where others may decide by it."""
@@ -181,7 +209,7 @@ class BatchedStorage(_CachedStorage):
 
     def flush(self) -> None:
         """Write all that waits."""
-        for own in self._own.values():
+        for own in list(self._own.values()):
             if own.pending:
                 self._write(own, {}, None)
 
@@ -191,26 +219,77 @@ class BatchedStorage(_CachedStorage):
             super()._read_trials_from_remote_storage(study_id)
             self._read[study_id] = now
 
+    def _insert_once(self, study_id: int) -> FrozenTrial | None:
+        now = datetime.datetime.now()
+        return self._call(
+            lambda: self._insert(study_id, now),
+            lambda: self._inserted(study_id, now) or self._insert(study_id, now),
+        )
+
+    def _inserted(self, study_id: int, now: datetime.datetime) -> FrozenTrial | None:
+        """Return the trial that a first try made, whose answer was lost, if it did.
+
+        No other process runs trials: one that is not known here was made by it. MySQL keeps whole seconds.
+        """
+        model, second = models.TrialModel, datetime.timedelta(seconds=1)
+        column = sa.inspect(model).local_table.c.datetime_start
+        started = column.between(_utc(now) - second, _utc(now) + second)
+        mine = model.study_id == study_id, model.state == TrialState.RUNNING, started
+        with self._backend.engine.connect() as connection:
+            rows = connection.execute(sa.select(model.trial_id, model.number).where(*mine)).all()
+        fresh = (row for row in rows if row.trial_id not in self._trial_id_to_study_id_and_number)
+        return next((_fresh(row.trial_id, row.number, now) for row in fresh), None)
+
+    def _insert(self, study_id: int, now: datetime.datetime) -> FrozenTrial | None:
+        """Make a running trial by Optuna's own steps, in half its time: without objects of a session.
+
+        None where the database refuses: Optuna's way tries again, or says why.
+        """
+        row = {"study_id": study_id, "state": TrialState.RUNNING, "datetime_start": _utc(now)}
+        try:
+            with self._backend.engine.begin() as connection:
+                connection.execute(_LOCK, {"study": study_id}).one()
+                made = connection.execute(_INSERT[models.TrialModel], row).inserted_primary_key
+                assert made is not None
+                trial_id = int(made[0])
+                before = connection.execute(_BEFORE, {"study": study_id, "trial": trial_id}).scalar_one()
+                connection.execute(_NUMBER, {"trial": trial_id, "number": before})
+        except sa.exc.SQLAlchemyError as error:
+            if self._patient and is_outage(error):
+                raise
+            return None
+        return _fresh(trial_id, before, now)
+
     def _take(self, trial_id: int) -> bool:
         model = models.TrialModel
         waiting = sa.update(model).where(model.trial_id == trial_id, model.state == TrialState.WAITING)
         running = {"state": TrialState.RUNNING, "datetime_start": _utc(datetime.datetime.now())}
         try:
             with self._backend.engine.begin() as connection:
-                return bool(connection.execute(waiting.values(**running)).rowcount)
+                taken = bool(connection.execute(waiting.values(**running)).rowcount)
+                if taken and self._owner:
+                    self._write_owner(connection, trial_id)
+                return taken
         except sa.exc.SQLAlchemyError as error:
             raise StorageInternalError(f"trial id {trial_id} could not be taken: {error}") from error
+
+    def _take_again(self, trial_id: int) -> bool:
+        """Take a waiting trial unless the first try did."""
+        trial = self._backend.get_trial(trial_id)
+        mine = self._sole or (bool(self._owner) and self._owner.items() <= trial.user_attrs.items())
+        return (trial.state == TrialState.RUNNING and mine) or self._take(trial_id)
+
+    def _write_owner(self, connection: sa.Connection, trial_id: int) -> None:
+        table = models.TrialUserAttributeModel
+        own = table.trial_id == trial_id, table.key.in_(self._owner)
+        connection.execute(sa.delete(table).where(*own))
+        rows = [{"trial_id": trial_id, "key": k, "value_json": json.dumps(v)} for k, v in self._owner.items()]
+        connection.execute(sa.insert(table), rows)
 
     def _adopt(self, trial: FrozenTrial) -> None:
         # A copy: the cache's object is handed out, this one is written to.
         own = copy.deepcopy(trial)
-        stored: dict[Any, set[Any]] = {
-            models.TrialParamModel: set(own.params),
-            models.TrialIntermediateValueModel: set(own.intermediate_values),
-            models.TrialUserAttributeModel: set(own.user_attrs),
-            models.TrialSystemAttributeModel: set(own.system_attrs),
-        }
-        self._own[trial._trial_id] = _Own(own, stored, time.monotonic())
+        self._own[trial._trial_id] = _Own(own, _names_of(own), time.monotonic())
 
     def _keep(self, own: _Own, table: Any, name: Any, row: dict[str, Any], *, now: bool = False) -> None:
         own.pending.setdefault(table, {})[name] = row
@@ -218,15 +297,31 @@ class BatchedStorage(_CachedStorage):
             self._write(own, {}, None)
 
     def _write(self, own: _Own, ending: dict[str, Any], values: Sequence[float] | None) -> None:
-        """Write what waits, the new state and the values in one transaction."""
-        trial_id, model = own.trial._trial_id, models.TrialModel
+        """Write what waits, the new state and the values in one transaction, once."""
+        self._call(
+            lambda: self._write_now(own, ending, values), lambda: self._write_again(own, ending, values)
+        )
+        for table, rows in own.pending.items():
+            own.stored[table] |= set(rows)
+        own.pending, own.flushed = {}, time.monotonic()
+
+    def _write_again(self, own: _Own, ending: dict[str, Any], values: Sequence[float] | None) -> None:
+        """Write unless the first try did, whose answer was lost."""
+        there = self._backend.get_trial(own.trial._trial_id)
+        if there.state.is_finished() and there.state == ending.get("state"):
+            return
+        for table, names in _names_of(there).items():
+            own.stored[table] |= names
+        self._write_now(own, ending, values)
+
+    def _write_now(self, own: _Own, ending: dict[str, Any], values: Sequence[float] | None) -> None:
+        trial_id = own.trial._trial_id
+        news = {"trial": trial_id, "state": TrialState.RUNNING, **ending}
         try:
             with self._backend.engine.begin() as connection:
                 # Also the check that the trial is not over, and its lock: one statement for both.
-                running = sa.update(model).where(
-                    model.trial_id == trial_id, model.state == TrialState.RUNNING
-                )
-                if not connection.execute(running.values(**(ending or {"state": model.state}))).rowcount:
+                if not connection.execute(_RUNNING, news).rowcount:
+                    self._own.pop(trial_id, None)  # another process ended it
                     raise UpdateFinishedTrialError(
                         f"Trial#{own.trial.number} has already finished and can not be updated."
                     )
@@ -235,7 +330,7 @@ class BatchedStorage(_CachedStorage):
                 if values is not None:
                     stored = enumerate(map(models.TrialValueModel.value_to_stored_repr, values))
                     connection.execute(
-                        sa.insert(models.TrialValueModel),
+                        _INSERT[models.TrialValueModel],
                         [
                             {"trial_id": trial_id, "objective": i, "value": value, "value_type": kind}
                             for i, (value, kind) in stored
@@ -243,9 +338,6 @@ class BatchedStorage(_CachedStorage):
                     )
         except sa.exc.SQLAlchemyError as error:
             raise StorageInternalError(f"trial {own.trial.number} could not be written: {error}") from error
-        for table, rows in own.pending.items():
-            own.stored[table] |= set(rows)
-        own.pending, own.flushed = {}, time.monotonic()
 
     def _write_rows(
         self, connection: sa.Connection, own: _Own, table: Any, rows: dict[Any, dict[str, Any]]
@@ -257,11 +349,26 @@ class BatchedStorage(_CachedStorage):
             if key not in own.stored[table]
         ]
         if fresh:
-            connection.execute(sa.insert(table), fresh)
+            connection.execute(_INSERT[table], fresh)
         for key in own.stored[table] & set(rows):
             column = getattr(table, name)
             known = sa.update(table).where(table.trial_id == own.trial._trial_id, column == key)
             connection.execute(known.values(**rows[key]))
+
+
+def _fresh(trial_id: int, number: int, now: datetime.datetime) -> FrozenTrial:
+    """Return a running trial that has nothing yet."""
+    return FrozenTrial(number, TrialState.RUNNING, None, now, None, {}, {}, {}, {}, {}, trial_id)
+
+
+def _names_of(trial: FrozenTrial) -> dict[Any, set[Any]]:
+    """Return by table the names and steps of what a trial has."""
+    return {
+        models.TrialParamModel: set(trial.params),
+        models.TrialIntermediateValueModel: set(trial.intermediate_values),
+        models.TrialUserAttributeModel: set(trial.user_attrs),
+        models.TrialSystemAttributeModel: set(trial.system_attrs),
+    }
 
 
 def _utc(local: datetime.datetime) -> datetime.datetime:
@@ -275,3 +382,16 @@ _KEYS: dict[Any, str] = {
     models.TrialUserAttributeModel: "key",
     models.TrialSystemAttributeModel: "key",
 }
+
+# Made once: to build a statement takes longer than SQLite takes to execute it.
+_TRIAL: sa.BindParameter[int] = sa.bindparam("trial")
+_STUDY: sa.BindParameter[int] = sa.bindparam("study")
+_INSERT: dict[Any, sa.Insert] = {
+    table: sa.insert(table) for table in (models.TrialModel, models.TrialValueModel, *_KEYS)
+}
+_LOCK = sa.select(models.StudyModel.study_id).where(models.StudyModel.study_id == _STUDY).with_for_update()
+_BEFORE = sa.select(sa.func.count(models.TrialModel.trial_id)).where(
+    models.TrialModel.study_id == _STUDY, models.TrialModel.trial_id < _TRIAL
+)
+_NUMBER = sa.update(models.TrialModel).where(models.TrialModel.trial_id == _TRIAL)
+_RUNNING = _NUMBER.where(models.TrialModel.state == TrialState.RUNNING)

@@ -10,13 +10,13 @@ import torch
 from optuna.distributions import FloatDistribution
 from optuna.trial import BaseTrial
 
-from optuna_ohgw.sampler import CONFIG_INDEX, OhgwSampler, WarpRequest
+from optuna_ohgw.history import CHECKPOINT, CONFIG_INDEX, RECORD
+from optuna_ohgw.sampler import OhgwSampler, WarpRequest
 from optuna_ohgw.seeds import Purpose, derive_seed
 from optuna_ohgw.space import SearchSpace
-from optuna_ohgw.warmstart import WarmStart, warm_start
+from optuna_ohgw.warmstart import Warmed, WarmStart, warm_start
 
-RECORD = "ohgw"
-_PUBLISHED_RULE = WarmStart()
+PUBLISHED_RULE = WarmStart()
 # By identity: a FrozenTrial cannot be hashed.
 _STARTED: WeakValueDictionary[int, BaseTrial] = WeakValueDictionary()
 
@@ -25,7 +25,7 @@ def ohgw_suggest(
     trial: BaseTrial,
     space: Mapping[str, FloatDistribution],
     loss: Any = None,
-    settings: WarmStart | None = _PUBLISHED_RULE,
+    settings: WarmStart | None = PUBLISHED_RULE,
     *,
     every_rung: bool = False,
     seed: int = 0,
@@ -53,6 +53,20 @@ def ohgw_suggest(
     Raises:
         ValueError: If a name was suggested before this call, or a warm start has no loss.
     """
+    return suggest_by(warm_start, trial, space, loss, settings, every_rung=every_rung, seed=seed)
+
+
+def suggest_by(
+    warm: Callable[..., Warmed],
+    trial: BaseTrial,
+    space: Mapping[str, FloatDistribution],
+    loss: Any,
+    settings: WarmStart | None,
+    *,
+    every_rung: bool,
+    seed: int,
+) -> dict[str, float]:
+    """Return what :func:`ohgw_suggest` does, warmed by ``warm``, which takes what :func:`warm_start` does."""
     frozen_space = SearchSpace(dict(space))
     names = frozenset(frozen_space.names)
     records: list[dict[str, Any]] = list(trial.user_attrs.get(RECORD, []))
@@ -69,7 +83,7 @@ def ohgw_suggest(
             generator = torch.Generator().manual_seed(
                 derive_seed(seed, Purpose.CONTROL, position, len(records))
             )
-            record = warm_start(loss, frozen_space, values, settings, generator, frozen=held).record
+            record = warm(loss, frozen_space, values, settings, generator, frozen=held).record
         records.append({**record, "fixed": sorted(held)})
         return dict(record["trained"])
 
@@ -91,8 +105,11 @@ def ohgw_suggest(
     else:
         for name in frozen_space.names:
             _suggest(trial, name, space[name])
+        made = trial.user_attrs.get(CHECKPOINT)
         if not again:
-            del records[1:]
+            # What an interrupted run warmed after its checkpoint is warmed anew.
+            del records[1 if made is None else made["warm_starts"] :]
+        again = again or made is not None
         psi = dict(records[-1]["trained"])
         if again and every_rung:
             psi = warmed(psi, frozenset(records[0].get("fixed", ())))

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial
 
 from optuna_ohgw.cells import Cell
 from optuna_ohgw.errors import UserError
-from optuna_ohgw.pruner import is_interrupted
+from optuna_ohgw.history import is_interrupted, superseded
 from optuna_ohgw.spec import StudySpec
 
 if TYPE_CHECKING:
@@ -112,8 +112,12 @@ def send_cell(storage: BaseStorage, spec: StudySpec, cell: Cell) -> int:
     sent = dict(study.user_attrs.get(SENT, {}))
     done = list(sent.get(spec.tracking, []))
     before = len(done)
-    for trial in study.get_trials(deepcopy=False):
-        if trial.number in done or not trial.state.is_finished() or is_interrupted(trial):
+    trials = study.get_trials(deepcopy=False)
+    gone = superseded(trials)
+    for trial in trials:
+        if trial.number in done or trial.number in gone:
+            continue
+        if not trial.state.is_finished() or is_interrupted(trial):
             continue
         if not _try(partial(send, spec, cell, trial), spec):
             break

@@ -8,27 +8,32 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NoReturn
 
 import optuna
 import torch
-from optuna.distributions import FloatDistribution
 
+from optuna_ohgw import checkpoint
+from optuna_ohgw.cell_study import distributions
 from optuna_ohgw.cost import PeakMemory, count_flops
+from optuna_ohgw.freezing import epochs
+from optuna_ohgw.history import CHECKPOINT, CURVE, RECORD, RESUMED_FROM, paused_at
 from optuna_ohgw.space import SearchSpace
-from optuna_ohgw.spec import STRUCTURE, StudySpec
+from optuna_ohgw.spec import StudySpec
+from optuna_ohgw.spec_parts import STRUCTURE
 from optuna_ohgw.steps import captured_bytes
-from optuna_ohgw.suggest import RECORD, ohgw_suggest
+from optuna_ohgw.suggest import ohgw_suggest
+from optuna_ohgw.surroundings import cgroup_record, read_usage
 from optuna_ohgw.tasks.base import Evaluation, Task
-from optuna_ohgw.training import TrainState, initial_state, state_loss, train_epoch
-from optuna_ohgw.variations import VARIATIONS, base_of, eta_of
+from optuna_ohgw.training import Interrupted, TrainState, initial_state, state_loss, train_epoch
+from optuna_ohgw.variations import BASELINE, WARM_STARTS, eta_of, warm_start_of
 from optuna_ohgw.warmstart import WarmStart
 
-CURVE = "curve"
 BATCHES = "batches_per_epoch"
 FLOPS = "flops"
 MEMORY = "memory"
+CGROUP = "cgroup"
 COLUMNS = (
     "mbu",
     "wall",
@@ -75,6 +80,36 @@ class Best:
             self.state, self.accuracy = state, evaluation.accuracy
 
 
+@dataclass
+class Progress:
+    """What the rest of a trial depends on, to be frozen and thawed."""
+
+    state: TrainState
+    best: Best = field(default_factory=Best)
+    curve: Curve = field(default_factory=Curve)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return it as tensors and plain values; the best state but once where it is the present one."""
+        same = self.best.state is self.state
+        best = None if same or self.best.state is None else _plain(self.best.state)
+        known = {"same": same, "state": best, "accuracy": self.best.accuracy}
+        return {"state": _plain(self.state), "best": known, "curve": self.curve.columns}
+
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        """Take over what ``state_dict`` returned, on the device of the present state."""
+        device = next(iter(self.state.weights.values())).device
+        self.state = TrainState(**content["state"]).to(device)
+        best = content["best"]
+        kept = None if best["state"] is None else TrainState(**best["state"]).to(device)
+        self.best = Best(self.state if best["same"] else kept, best["accuracy"])
+        self.curve = Curve(content["curve"])
+
+
+def _plain(state: TrainState) -> dict[str, Any]:
+    content = {f.name: getattr(state, f.name) for f in fields(state)}
+    return content | {"psi": dict(state.psi), "scaler": dict(state.scaler)}
+
+
 class Stopwatch:
     """Seconds between calls, the device's work included."""
 
@@ -94,7 +129,7 @@ class Stopwatch:
 
 def variation_settings(spec: StudySpec, variation: str) -> WarmStart | None:
     """Return what a variation does before training; None for the baseline."""
-    own, eta_h = VARIATIONS[base_of(variation)], eta_of(variation)
+    own, eta_h = WARM_STARTS[warm_start_of(variation) or BASELINE], eta_of(variation)
     if own is None:
         return None
     shared = spec.warm_start.model_dump(exclude={"every_rung", "horizon"})
@@ -102,14 +137,9 @@ def variation_settings(spec: StudySpec, variation: str) -> WarmStart | None:
     return WarmStart(**{**shared, **own, **({} if eta_h is None else {"eta_h": eta_h})})
 
 
-def distributions(spec: StudySpec) -> dict[str, FloatDistribution]:
-    """Return Optuna's distributions of the continuous hyper-parameters."""
-    return {n: FloatDistribution(r.low, r.high, log=r.log) for n, r in spec.ranges.items()}
-
-
 def suggest_structure(trial: optuna.trial.BaseTrial, spec: StudySpec) -> dict[str, Any]:
     """Return the structural parameters: suggested where the spec has choices, else fixed."""
-    fixed = {name: getattr(spec.task, name) for name in STRUCTURE}
+    fixed = {name: getattr(spec.image, name) for name in STRUCTURE}
     chosen = {n: trial.suggest_categorical(n, list(c.choices)) for n, c in spec.choices.items()}
     return {**fixed, **chosen}
 
@@ -129,16 +159,23 @@ def flops(
 
 @contextmanager
 def recorded_memory(trial: optuna.Trial, device: torch.device) -> Iterator[PeakMemory]:
-    """Record the peak memory of what is done inside, however it ends."""
-    memory = PeakMemory(device)
+    """Record the peak memory of what is done inside, however it ends; with what a paused trial had.
+
+    And what its control groups used, where there are any.
+    """
+    memory, earlier = PeakMemory(device), trial.user_attrs.get(MEMORY) or {}
+    before = read_usage()
     try:
         with memory:
             yield memory
     finally:
-        trial.set_user_attr(MEMORY, memory.peaks)
+        both = {k: [p for p in (v, earlier.get(k)) if p is not None] for k, v in memory.peaks.items()}
+        trial.set_user_attr(MEMORY, {kind: max(peaks, default=None) for kind, peaks in both.items()})
+        if used := cgroup_record(before, read_usage(), trial.user_attrs.get(CGROUP) or {}):
+            trial.set_user_attr(CGROUP, used)
 
 
-def run_trial(
+def run_trial(  # noqa: PLR0915 - one trial, top to bottom
     trial: optuna.Trial,
     spec: StudySpec,
     variation: str,
@@ -148,8 +185,12 @@ def run_trial(
     config_index: int,
     stop: Callable[[], bool] = lambda: False,
     spent: Callable[[], bool] = lambda: False,
+    store: Any = None,
 ) -> Best:
     """Train one trial to the end, or raise ``TrialPruned``; return its best state.
+
+    A trial leaves a checkpoint where its scheduler pauses it, where the run stops, and every
+    ``execution.checkpoint_s``; one that is resumed or trained again goes on from it.
 
     The trial's attributes keep its streams, its warm starts, its curve, its FLOPs and peak memory,
     and why it ended early. An epoch whose training or validation loss is not finite prunes it, and
@@ -164,68 +205,103 @@ def run_trial(
         config_index: Position of the configuration in the cell.
         stop: Becomes true when the run is to end (raises ``Interrupted``).
         spent: Becomes true when the cell's budget is spent (prunes, with the reason).
+        store: Artifact store of the checkpoints.
     """
     settings, space = variation_settings(spec, variation), distributions(spec)
     structure = suggest_structure(trial, spec)
     task = task_for(structure)
-    state = initial_state(task, seed, config_index, spec.task.epochs)
-    digests = {"weights": state.digest(), "order": task.order_digest(seed, config_index)}
-    trial.set_user_attr("streams", {"seed": seed, "config_index": config_index, **digests})
-    trial.set_user_attr(BATCHES, task.batches_per_epoch)
-    trial.set_user_attr(FLOPS, flops(spec, variation, structure, task, state))
-    rungs = spec.scheduler.rungs(spec.task.epochs)
+    progress = Progress(initial_state(task, seed, config_index, spec.task.epochs))
+    if "streams" not in trial.user_attrs:
+        state = progress.state
+        digests = {"weights": state.digest(), "order": task.order_digest(seed, config_index)}
+        trial.set_user_attr("streams", {"seed": seed, "config_index": config_index, **digests})
+        trial.set_user_attr(BATCHES, task.batches_per_epoch)
+        trial.set_user_attr(FLOPS, flops(spec, variation, structure, task, state))
+    rungs, total = spec.scheduler.rungs(spec.task.epochs), spec.task.epochs
     warm_epochs = (0, *rungs) if spec.warm_start.every_rung and settings is not None else (0,)
-    curve, best, mbu, flushed = Curve(), Best(), 0.0, time.monotonic()
+    every_s = spec.execution.checkpoint_s if store is not None else None
+    known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+    curve, first, warm_starts, mbu = progress.curve, 0, 0, 0.0
+    flushed = time.monotonic()
     with recorded_memory(trial, task.device) as memory:
         watch = Stopwatch(task.device)
-        for epoch in range(spec.task.epochs):
-            if epoch in warm_epochs:
-                rung = warm_epochs.index(epoch)
-                memory.note()
-                base = replace(state, psi={**spec.constants, **state.psi})
-                loss = state_loss(task, base, rung, spec.warm_start.horizon) if settings else None
-                psi = ohgw_suggest(trial, space, loss, settings, every_rung=rung > 0, seed=seed)
-                state = replace(base, psi={**base.psi, **psi})
-                record = trial.user_attrs[RECORD][-1]
-                mbu += record["cost_mbu"]
-            warm_s = record.get("seconds", 0.0) if epoch in warm_epochs else 0.0
-            watch.lap()
-            state, train_loss = train_epoch(task, state, stop)
-            train_s = watch.lap()
-            memory.captured = captured_bytes(task.network())
-            evaluation = task.evaluate("validation")
-            mbu += task.batches_per_epoch
-            curve.append(
-                mbu=mbu,
-                wall=time.time(),
-                train_s=train_s,
-                warm_s=warm_s,
-                eval_s=watch.lap(),
-                train_loss=train_loss,
-                val_loss=evaluation.loss,
-                val_accuracy=_accuracy(evaluation),
-            )
-            if not (math.isfinite(train_loss) and math.isfinite(evaluation.loss)):
-                losses = f"training loss {train_loss:.3g}, validation loss {evaluation.loss:.3g}"
-                _prune(trial, curve, f"diverged in epoch {epoch + 1}: {losses}")
-            log.debug(
-                "configuration %d epoch %d: training loss %.4f, validation accuracy %.4f",
-                config_index,
-                epoch + 1,
-                train_loss,
-                evaluation.accuracy,
-            )
-            best.offer(state, evaluation)
-            last = epoch + 1 == spec.task.epochs
-            if last or epoch + 1 in rungs or time.monotonic() - flushed > _FLUSH_SECONDS:
+        try:
+            for number in epochs(trial, total, store, every_s=every_s, progress=progress):
+                epoch, state = number - 1, progress.state
+                if not first:
+                    first, curve, warm_starts = number, progress.curve, _warm_starts(trial)
+                    # Not from the curve, which is rounded.
+                    warmed = sum(r["cost_mbu"] for r in trial.user_attrs.get(RECORD, [])[:warm_starts])
+                    mbu = float(warmed + task.batches_per_epoch * epoch)
+                if number > first and spent():
+                    _prune(trial, curve, f"budget of the cell spent after epoch {epoch}")
+                warm_s = 0.0
+                if epoch in warm_epochs:
+                    rung = warm_epochs.index(epoch)
+                    memory.note()
+                    base = replace(state, psi={**spec.constants, **state.psi})
+                    loss = state_loss(task, base, rung, spec.warm_start.horizon) if settings else None
+                    psi = ohgw_suggest(trial, space, loss, settings, every_rung=rung > 0, seed=seed)
+                    state = replace(base, psi={**base.psi, **psi})
+                    record = trial.user_attrs[RECORD][-1]
+                    mbu += record["cost_mbu"]
+                    warm_s = record.get("seconds", 0.0)
+                watch.lap()
+                state, train_loss = train_epoch(task, state, stop)
+                train_s = watch.lap()
+                memory.captured = captured_bytes(task.network())
+                evaluation = task.evaluate("validation")
+                mbu += task.batches_per_epoch
+                curve.append(
+                    mbu=mbu,
+                    wall=time.time(),
+                    train_s=train_s,
+                    warm_s=warm_s,
+                    eval_s=watch.lap(),
+                    train_loss=train_loss,
+                    val_loss=evaluation.loss,
+                    val_accuracy=_accuracy(evaluation),
+                )
+                if not (math.isfinite(train_loss) and math.isfinite(evaluation.loss)):
+                    losses = f"training loss {train_loss:.3g}, validation loss {evaluation.loss:.3g}"
+                    _prune(trial, curve, f"diverged in epoch {number}: {losses}")
+                shown = config_index, number, train_loss, evaluation.accuracy
+                log.debug("configuration %d epoch %d: training loss %.4f, validation accuracy %.4f", *shown)
+                progress.state = state
+                progress.best.offer(state, evaluation)
+                warm_starts = len(trial.user_attrs[RECORD])
+                if number == total or number in rungs or time.monotonic() - flushed > _FLUSH_SECONDS:
+                    trial.set_user_attr(CURVE, curve.columns)
+                    flushed = time.monotonic()
+                if number not in known:  # by an earlier run, whose checkpoint was lost
+                    trial.report(evaluation.accuracy, number)
+        except Interrupted:
+            epoch = progress.state.epoch
+            if store is not None and epoch and epoch != (trial.user_attrs.get(CHECKPOINT) or {}).get("epoch"):
                 trial.set_user_attr(CURVE, curve.columns)
-                flushed = time.monotonic()
-            trial.report(evaluation.accuracy, epoch + 1)
-            if not last and trial.should_prune():
-                _prune(trial, curve, f"stopped by the pruner after epoch {epoch + 1}")
-            if not last and spent():
-                _prune(trial, curve, f"budget of the cell spent after epoch {epoch + 1}")
-        return best
+                parts, wall = {"progress": progress}, curve.columns["wall"][-1]
+                checkpoint.save(trial, epoch, store, parts, warm_starts=warm_starts, wall=wall)
+            raise
+        except optuna.TrialPruned:
+            if "reason" not in trial.user_attrs:
+                trial.set_user_attr(CURVE, curve.columns)
+                trial.set_user_attr("reason", why_pruned(trial, len(curve.columns["mbu"]), first))
+            raise
+        return progress.best
+
+
+def _warm_starts(trial: optuna.Trial) -> int:
+    """Return the warm starts of a trial that its checkpoint holds."""
+    made = trial.user_attrs.get(CHECKPOINT)
+    return 0 if made is None else int(made["warm_starts"])
+
+
+def why_pruned(trial: optuna.Trial, epoch: int, first: int) -> str:
+    """Return why a trial was pruned after an epoch; ``first`` is the first that it trained itself."""
+    if not first:
+        return f"trial {trial.user_attrs[RESUMED_FROM]} is resumed by another"
+    frozen = trial.study.get_trials(deepcopy=False)[trial.number]
+    return f"{'paused' if paused_at(frozen, epoch) else 'stopped'} by the pruner after epoch {epoch}"
 
 
 def train_final(

@@ -11,7 +11,7 @@ import pandas as pd
 
 from optuna_ohgw.comparison import ALPHA, CONTROLS, comparisons, count, faster, figure, paired
 from optuna_ohgw.statistics import Estimate, paired_difference, sd_ratio
-from optuna_ohgw.variations import BASELINE, base_of, eta_of
+from optuna_ohgw.variations import baseline_among, eta_of, scheduler_of, warm_start_of
 
 __all__ = ["CONTROLS", "across_studies", "comparisons", "overall", "verdicts"]
 
@@ -27,7 +27,7 @@ def verdicts(
     times: pd.DataFrame,
     target: float | None,
     budget: str = "mbu",
-    reference: str = BASELINE,
+    reference: str | None = None,
 ) -> pd.DataFrame:
     """Return the published criteria of every variation against the reference.
 
@@ -37,7 +37,7 @@ def verdicts(
         times: What ``metrics.times`` returns.
         target: The target that the verdict is on; None gives an empty table.
         budget: Unit of T@τ.
-        reference: The variation that all others are compared with.
+        reference: The variation that all others are compared with; None: the baseline.
 
     Returns:
         One row a variation and criterion: ``criterion`` (1, 2, 3a, 3b, 4), ``what`` is asked,
@@ -48,6 +48,7 @@ def verdicts(
     rows = []
     chosen = table[(table["target"] == target) & (table["budget"] == budget) & (table["kind"] == "baseline")]
     at_target = times[times["target"] == target]
+    reference = reference or baseline_among(times["variation"])
     for comparison in chosen.to_dict("records"):
         variation = comparison["variation"]
         pair = at_target, variation, reference
@@ -117,7 +118,7 @@ def overall(
         decided = set(outcomes.values()) != {"undecided"}
         parts = [f"{variation}, T@{target:.4g}: {row['says']}", _outcomes(outcomes) if decided else ""]
         mine = controls[controls["variation"] == variation].to_dict("records")
-        if base_of(variation) in CONTROLS:
+        if warm_start_of(variation) in CONTROLS:
             parts += _beside(mine, baseline, passed=outcomes.get("1") == "pass")
         sentences.append("; ".join(filter(None, parts)) + ".")
     return sentences
@@ -256,8 +257,9 @@ def _beside(
 def _unlike(row: Mapping[Any, Any]) -> str:
     """Return in what a control differs from its twin, where none that is alike was run."""
     variation, control = str(row["variation"]), str(row["against"])
-    if base_of(variation) == "asha-ohgw-3step" and base_of(control) == "asha-random-warm":
-        return " (one step; asha-random-3step was not run)"
-    if eta_of(variation) is not None and eta_of(control) is None and base_of(control) != "asha-lr-grid":
+    own, other = warm_start_of(variation), warm_start_of(control)
+    if (own, other) == ("ohgw-3step", "random-warm"):
+        return f" (one step; {scheduler_of(variation)}-random-3step was not run)"
+    if eta_of(variation) is not None and eta_of(control) is None and other != "lr-grid":
         return " (at the study's own η_h)"
     return ""

@@ -5,17 +5,12 @@ from __future__ import annotations
 import csv
 import gc
 import logging
-import multiprocessing
-import os
-import signal
-import socket
+import shutil
 import threading
 import traceback
-from contextlib import nullcontext
-from dataclasses import dataclass
-from multiprocessing import connection
-from multiprocessing.queues import Queue
-from multiprocessing.synchronize import Event
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,68 +19,143 @@ import torch
 from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_ohgw.cells import (
-    Cell,
-    Ledger,
-    config_index,
-    has_work,
-    load_cell,
-    open_storage,
+from optuna_ohgw.cell_study import ask, load_cell
+from optuna_ohgw.cells import Cell, Ledger, create_cell, revive
+from optuna_ohgw.checkpoint import CheckpointStore
+from optuna_ohgw.claims import BEAT_S, Claims
+from optuna_ohgw.errors import CellFailed, StorageLost
+from optuna_ohgw.history import (
+    CONFIG_INDEX,
+    FINAL,
+    INTERRUPTED,
+    RECORD,
+    WORKER,
+    checkpoint_bytes,
+    is_interrupted,
 )
-from optuna_ohgw.processes import SIGNALS
-from optuna_ohgw.pruner import INTERRUPTED, is_interrupted
-from optuna_ohgw.sampler import CONFIG_INDEX
+from optuna_ohgw.opening import for_trials, open_storage, shown_url
+from optuna_ohgw.patience import Patience
+from optuna_ohgw.replay_cell import replay_cell, replayed
 from optuna_ohgw.spec import StudySpec
-from optuna_ohgw.storage import BatchedStorage
-from optuna_ohgw.suggest import RECORD
+from optuna_ohgw.surroundings import worker_record
+from optuna_ohgw.tasks.data import cache_folder
 from optuna_ohgw.tasks.image import ImageTask, load_image_arrays, split_images
 from optuna_ohgw.training import Interrupted, TrainState
 from optuna_ohgw.trial import Best, Curve, run_trial, train_final
 
-FINAL = "final"
-_FAILURES = 3
+_POLL_S = 1.0
+_FEWEST_FAILED = 3
 log = logging.getLogger("optuna_ohgw.worker")
 
 
 @dataclass
 class Context:
-    """What every job of a process shares; set once when it starts."""
+    """What every job of a process shares; set once when it starts.
+
+    Attributes:
+        spec: The study.
+        stop: Set when the run is to stop.
+        level: Level of the logs.
+        number: Of this worker among those of its run on this machine.
+        lost: Set when another took this worker for dead.
+    """
 
     spec: StudySpec
-    stop: Event
-    events: Queue[dict[str, Any]]
-    level: int
+    stop: threading.Event
+    level: int = logging.INFO
+    number: int = 0
+    lost: threading.Event = field(default_factory=threading.Event)
+
+    def stops(self) -> bool:
+        """Return whether what this worker does is to end."""
+        return self.stop.is_set() or self.lost.is_set()
 
 
 _context: Context | None = None
 _tasks: dict[tuple[Any, ...], ImageTask] = {}
-_databases: dict[str, optuna.storages.RDBStorage] = {}
+_databases: dict[str, optuna.storages.BaseStorage] = {}
 
 
-def start(spec: StudySpec, stop: Event, events: Queue[dict[str, Any]], level: int, ordinal: Any) -> None:
-    """Prepare a process: threads, signals (the parent decides), logging."""
-    global _context  # noqa: PLW0603 - one a process, set by its initialiser
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    with ordinal.get_lock():
-        mine, ordinal.value = ordinal.value, ordinal.value + 1
-    device = resolve_device(spec.execution.device)
-    if device.type == "cuda" and device.index is None:
-        torch.cuda.set_device(mine % torch.cuda.device_count())
+def serve(
+    spec: StudySpec,
+    number: int,
+    level: int,
+    stop: threading.Event,
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Work on the cells of a study, one after the other, until none needs this worker or ``stop`` is set.
+
+    Any number of processes, on any number of machines, may do so at once. Cells whose trials fail too
+    often are given up for this run; the claims keep the error.
+
+    Args:
+        spec: The study; its cells are made.
+        number: Of this worker among those of its run on this machine.
+        level: Level of the logs.
+        stop: Set from another thread to stop: what is trained leaves a checkpoint.
+        ready: Called when the worker can begin.
+
+    Raises:
+        StorageLost: If the storage did not answer for too long.
+    """
+    global _context  # noqa: PLW0603 - one a process
     if spec.execution.threads:
         torch.set_num_threads(spec.execution.threads)
+    device = resolve_device(spec.execution.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)  # a CUDA graph is captured on the current device
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    _context = Context(spec, stop, events, level)
+    _context = Context(spec, stop, level, number)
+    claims = Claims(_database(spec), spec, _device_name())
+    ready()
+    with _beating(claims, _context):
+        while not stop.is_set():
+            if claims.take() is not None:
+                _work_on(claims, _context)
+            elif claims.may_need_me():
+                stop.wait(_POLL_S)
+            else:
+                return
 
 
-def _end_with_parent() -> None:
-    """End this process when its parent is gone, so that the next run has the cells for itself."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
+def _work_on(claims: Claims, context: Context) -> None:
+    """Do what there is to do in the cell that is claimed, and release it."""
+    assert claims.own is not None
+    cell, done, error = claims.own.cell, False, None
+    with _logged(cell, context):
+        try:
+            search(cell, claims)
+            if not context.stops() and claims.is_first() and _is_searched(cell):
+                done = finish(cell)
+        except StorageLost:
+            raise
+        except Exception as caught:
+            log.error("%s is given up: %s", cell.label, traceback.format_exc())
+            error = str(caught) if isinstance(caught, CellFailed) else f"{type(caught).__name__}: {caught}"
+        claims.release(done=done, error=error)
+        context.lost.clear()
+
+
+@contextmanager
+def _beating(claims: Claims, context: Context) -> Iterator[None]:
+    """Tell others every few seconds that this worker lives, while inside."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(BEAT_S):
+            try:
+                if not claims.beat():
+                    context.lost.set()
+            except StorageLost:
+                return  # the worker's own thread says so
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(BEAT_S)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -95,59 +165,109 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def search(cell: Cell, slot: int) -> None:
-    """Run trials of a cell until its budget is spent or the run stops."""
+def search(cell: Cell, claims: Claims | None = None) -> None:
+    """Run trials of a cell until its budget is spent or the run stops.
+
+    Args:
+        cell: The cell.
+        claims: Of this worker, which holds one on the cell. None: no other process works on it.
+
+    Raises:
+        CellFailed: If more than ``execution.max_failed`` of the trials fail, of three or more.
+    """
     context = _ready()
     spec, folder = context.spec, cell.folder(context.spec.folder)
-    handler = _log_to(folder / f"worker-{slot}.log", context.level)
-    try:
-        storage = BatchedStorage(_database(spec.storage_url), sole=spec.execution.workers == 1)
-        study = load_cell(storage, spec, cell, slot)
-        ledger, failures = Ledger(study, spec), 0
-        while not context.stop.is_set():
-            trial = _next(study, ledger, folder)
-            if trial is None:
+    database = _database(spec)
+    alone = claims is None or spec.execution.workers == 1
+    number = claims.own.number if claims is not None and claims.own is not None else 0
+    owner = {} if alone else {WORKER: _record(number)}
+    patience = Patience(spec.execution.patience_s, shown_url(spec.storage_url))
+    storage = for_trials(database, sole=alone, owner=owner, patience=patience)
+    if spec.replays:
+        _begin_anew(database, spec, cell)
+    study = load_cell(storage, spec, cell, 0 if alone else number)
+    ledger, failed, ended = Ledger(study, spec), 0, 0
+    if spec.replays:
+        replay_cell(study, spec, cell, ledger, context.stops)
+        return
+    revive(study, _nobody if claims is None or alone else claims.alive())
+    while not context.stops():
+        trial = _next(study, ledger, folder)
+        if trial is None:
+            if claims is None or alone or not revive(study, claims.alive()):
                 return
-            failures = 0 if _one(trial, study, cell, folder, ledger) else failures + 1
-            if failures == _FAILURES:
-                raise RuntimeError(f"{failures} trials in a row failed in {cell.label}; see {folder}")
-    finally:
-        logging.getLogger("optuna_ohgw").removeHandler(handler)
-        handler.close()
+            continue
+        trial.set_user_attr(WORKER, _record(number))
+        failed += not _one(trial, study, cell, folder, ledger)
+        ended += 1
+        if failed >= _FEWEST_FAILED and failed > spec.execution.max_failed * ended:
+            reason = study.get_trials(deepcopy=False)[trial.number].user_attrs.get("reason")
+            raise CellFailed(f"{failed} of {ended} trials failed, the last with {reason}; see {folder}")
 
 
-def finish(cell: Cell) -> None:
-    """Train the best configuration of a cell to the full length and measure its test accuracy, once."""
+def finish(cell: Cell) -> bool:
+    """Train the best configuration of a cell to the full length and measure its test accuracy, once.
+
+    Returns:
+        Whether the cell is at its end; not if the run stops meanwhile.
+
+    Raises:
+        CellFailed: If no trial gave a value.
+    """
     context = _ready()
     spec, folder = context.spec, cell.folder(context.spec.folder)
-    handler = _log_to(folder / "worker-0.log", context.level)
+    study = load_cell(_database(spec), spec, cell)
+    if FINAL in study.user_attrs:
+        return True
+    best = best_trial(study)
+    if best is None:
+        _raise_if_failed(study, cell, folder)
+    elif spec.replays:
+        study.set_user_attr(FINAL, replayed(study, best))
+        return True
+    _drop_checkpoints(study, cell, folder)
+    if best is None:
+        study.set_user_attr(FINAL, dict.fromkeys(("trial", "val_accuracy", "test_accuracy", "test_loss")))
+        return True
     try:
-        study = load_cell(_database(spec.storage_url), spec, cell)
-        best = best_trial(study)
-        if best is None:
-            _raise_if_failed(study, cell, folder)
-        if FINAL in study.user_attrs:
-            return
-        if best is None:
-            if any(t.state == TrialState.PRUNED for t in study.get_trials(deepcopy=False)):
-                study.set_user_attr(
-                    FINAL, dict.fromkeys(("trial", "val_accuracy", "test_accuracy", "test_loss"))
-                )
-            return
         study.set_user_attr(FINAL, _final(study, best, cell, folder))
     except Interrupted:
         log.info("%s: interrupted in its final training", cell.label)
-    finally:
-        logging.getLogger("optuna_ohgw").removeHandler(handler)
-        handler.close()
+        return False
+    return True
+
+
+def _is_searched(cell: Cell) -> bool:
+    """Return whether a cell's search is at its end, so that its best can be trained to the end."""
+    spec = _ready().spec
+    study = load_cell(_database(spec), spec, cell)
+    states = {t.state for t in study.get_trials(deepcopy=False)}
+    if TrialState.RUNNING in states:
+        return False
+    return TrialState.WAITING not in states or Ledger(study, spec).is_spent()
+
+
+def _nobody(_: FrozenTrial) -> bool:
+    return False
+
+
+def _begin_anew(database: optuna.storages.BaseStorage, spec: StudySpec, cell: Cell) -> None:
+    """Make the cell of a replay anew if it was begun: its clock is not in the storage."""
+    study_id = database.get_study_id_from_name(cell.name)
+    if database.get_n_trials(study_id):
+        environment = database.get_study_user_attrs(study_id).get("environment", {})
+        database.delete_study(study_id)
+        create_cell(database, spec, cell, environment)
 
 
 def _raise_if_failed(study: optuna.Study, cell: Cell, folder: Path) -> None:
-    failed = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.FAIL]
-    reasons = [t.user_attrs.get("reason") for t in failed if not is_interrupted(t)]
-    if reasons:
-        last = f"the last failed with {reasons[-1]}"
-        raise RuntimeError(f"no trial of {cell.label} gave a value, {last}; see {folder}")
+    trials = study.get_trials(deepcopy=False)
+    failed = [t for t in trials if t.state == TrialState.FAIL and not is_interrupted(t)]
+    if failed:
+        last = f"the last failed with {failed[-1].user_attrs.get('reason')}"
+        raise CellFailed(f"no trial of {cell.label} gave a value, {last}; see {folder}")
+    if not any(t.state == TrialState.PRUNED for t in trials):
+        raise CellFailed(f"no trial of {cell.label} was trained within its budget; give it more")
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial | None:
@@ -160,9 +280,6 @@ def best_trial(study: optuna.Study) -> FrozenTrial | None:
 def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path, ledger: Ledger) -> bool:
     context = _ready()
     spec, index = context.spec, int(trial.user_attrs[CONFIG_INDEX])
-    trial.set_user_attr(
-        "worker", {"host": socket.gethostname(), "pid": os.getpid(), "device": _device_name()}
-    )
     state, value = TrialState.FAIL, None
     try:
         best = run_trial(
@@ -172,8 +289,9 @@ def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path, led
             lambda structure: _task(cell, structure),
             seed=cell.seed,
             config_index=index,
-            stop=context.stop.is_set,
+            stop=context.stops,
             spent=ledger.is_spent,
+            store=_checkpoints(folder),
         )
         state, value = TrialState.COMPLETE, best.accuracy
         _keep(best, study, trial.number, folder)
@@ -184,22 +302,33 @@ def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path, led
     except Exception as error:
         log.error("%s trial %d failed: %s", cell.label, trial.number, traceback.format_exc())
         trial.set_user_attr("reason", f"{type(error).__name__}: {error}"[:500])
+        if isinstance(error, torch.OutOfMemoryError):
+            _tasks.clear()  # a captured step holds its memory
+            torch.cuda.empty_cache()
     study.tell(trial.number, value, state)
-    _report(study, trial, cell, state, ledger)
-    return state != TrialState.FAIL or context.stop.is_set()
+    _report(study, trial, cell, state)
+    return state != TrialState.FAIL or context.stops()
 
 
 def _next(study: optuna.Study, ledger: Ledger, folder: Path) -> optuna.Trial | None:
     spec = _ready().spec
     alone = spec.execution.workers == 1
     with nullcontext() if alone else FileLock(folder / ".ask.lock"):
-        if not has_work(study, spec) or ledger.is_spent():
-            return None
-        trial = study.ask()
-        if CONFIG_INDEX not in trial.user_attrs:
-            trials = study.get_trials(deepcopy=False)
-            trial.set_user_attr(CONFIG_INDEX, config_index(trials[trial.number], trials))
-        return trial
+        return ask(study, spec, ledger)
+
+
+def _checkpoints(folder: Path) -> CheckpointStore:
+    """Return the store of a cell's checkpoints."""
+    return CheckpointStore(folder / "checkpoints")
+
+
+def _drop_checkpoints(study: optuna.Study, cell: Cell, folder: Path) -> None:
+    """Delete the checkpoints of trials that are paused for good, and record what they took."""
+    path = folder / "checkpoints"
+    if path.exists():
+        study.set_user_attr("checkpoint_bytes", size := checkpoint_bytes(study))
+        log.info("%s: %.1f MB of checkpoints deleted", cell.label, size / 1e6)
+        shutil.rmtree(path)
 
 
 def _keep(best: Best, study: optuna.Study, number: int, folder: Path) -> None:
@@ -217,8 +346,8 @@ def _keep(best: Best, study: optuna.Study, number: int, folder: Path) -> None:
 def _final(study: optuna.Study, trial: FrozenTrial, cell: Cell, folder: Path) -> dict[str, Any]:
     context = _ready()
     structure = {
-        "model": trial.params.get("model", context.spec.task.model),
-        "batch_size": trial.params.get("batch_size", context.spec.task.batch_size),
+        "model": trial.params.get("model", context.spec.image.model),
+        "batch_size": trial.params.get("batch_size", context.spec.image.batch_size),
     }
     task, index = _task(cell, structure), int(trial.user_attrs[CONFIG_INDEX])
     kept = folder / f"trial-{trial.number}.safetensors"
@@ -228,7 +357,7 @@ def _final(study: optuna.Study, trial: FrozenTrial, cell: Cell, folder: Path) ->
     if retrained:
         trained = [record["trained"] for record in trial.user_attrs[RECORD]]
         log.info("%s: training configuration %d to the end", cell.label, index)
-        stop = context.stop.is_set
+        stop = context.stops
         best, curve = train_final(context.spec, task, trained, seed=cell.seed, config_index=index, stop=stop)
     else:
         best.state = TrainState.load(kept, task.device)
@@ -260,10 +389,11 @@ def _final(study: optuna.Study, trial: FrozenTrial, cell: Cell, folder: Path) ->
     }
 
 
-def _database(url: str) -> optuna.storages.RDBStorage:
-    """Return the storage at a URL, opened once a process: to connect and check takes as long as a trial."""
+def _database(spec: StudySpec) -> optuna.storages.BaseStorage:
+    """Return the study's storage, opened once a process: to connect and check takes as long as a trial."""
+    url = spec.storage_url
     if url not in _databases:
-        _databases[url] = open_storage(url, create=False)
+        _databases[url] = open_storage(url, create=False, patience_s=spec.execution.patience_s, wait=True)
     return _databases[url]
 
 
@@ -275,13 +405,13 @@ def _task(cell: Cell, structure: dict[str, Any]) -> ImageTask:
         device = resolve_device(spec.execution.device)
         if device.type == "cuda":
             gc.collect()  # a network and its captured step hold each other
-        arrays = load_image_arrays(spec.task, spec.folder / "data")
-        data = split_images(spec.task, arrays, cell.seed, device)
-        _tasks[key] = ImageTask(spec.task, data, structure["model"], structure["batch_size"])
+        arrays = load_image_arrays(spec.image, cache_folder())
+        data = split_images(spec.image, arrays, cell.seed, device)
+        _tasks[key] = ImageTask(spec.image, data, structure["model"], structure["batch_size"])
     return _tasks[key]
 
 
-def _report(study: optuna.Study, trial: optuna.Trial, cell: Cell, state: TrialState, ledger: Ledger) -> None:
+def _report(study: optuna.Study, trial: optuna.Trial, cell: Cell, state: TrialState) -> None:
     best = best_trial(study)
     value = max(best.intermediate_values.values()) if best else None
     log.info(
@@ -292,17 +422,29 @@ def _report(study: optuna.Study, trial: optuna.Trial, cell: Cell, state: TrialSt
         state.name.lower(),
         f"{value:.4f}" if value is not None else "none",
     )
-    _ready().events.put({"cell": cell, "best": value, "done": ledger.share_done()})
 
 
-def _log_to(path: Path, level: int) -> logging.Handler:
-    handler = logging.FileHandler(path)
+@contextmanager
+def _logged(cell: Cell, context: Context) -> Iterator[None]:
+    """Log to a file in the cell's folder while inside."""
+    folder = cell.folder(context.spec.folder)
+    folder.mkdir(parents=True, exist_ok=True)  # made by another machine, which may not share it
+    handler = logging.FileHandler(folder / f"worker-{context.number}.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("optuna_ohgw")
-    logger.setLevel(level)
+    logger.setLevel(context.level)
     logger.propagate = False
     logger.addHandler(handler)
-    return handler
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def _record(claim: int) -> dict[str, Any]:
+    """Return who trains a trial, for its record."""
+    return {**worker_record(_device_name()), "claim": claim}
 
 
 def _device_name() -> str:

@@ -16,7 +16,7 @@ from optuna.trial import TrialState, create_trial
 from torch import nn
 from typer.testing import CliRunner
 
-from optuna_ohgw.bench import BENCHMARKS, plain
+from optuna_ohgw.bench import BENCHMARKS, extrapolated, plain
 from optuna_ohgw.bench.account import (
     BETWEEN,
     CHANGE,
@@ -36,9 +36,10 @@ from optuna_ohgw.bench.account import (
 )
 from optuna_ohgw.bench.at_once import Job, trials_per_hour
 from optuna_ohgw.bench.bound import Bound, saved_bytes
-from optuna_ohgw.bench.cases import DIGITS, Case
+from optuna_ohgw.bench.cases import DIGITS, Case, resnet20
 from optuna_ohgw.bench.clock import Spread, fastest, interleaved, ratios
 from optuna_ohgw.bench.copies import fill_cell, fill_storage, forget, newest
+from optuna_ohgw.bench.extrapolated import Part, Trials, device_hours, halved, part_hours
 from optuna_ohgw.bench.growth import by_cells, by_trials, with_same_training
 from optuna_ohgw.bench.parts import (
     AUGMENTATION,
@@ -53,21 +54,33 @@ from optuna_ohgw.bench.parts import (
     full_epoch,
     shares,
     timed_epoch,
+    timed_parts,
 )
 from optuna_ohgw.bench.parts import PARTS as EPOCH_PARTS
 from optuna_ohgw.bench.plain import bare_epoch, plain_epoch
 from optuna_ohgw.bench.searches import Search, in_turns
 from optuna_ohgw.bench.study import digits_study
-from optuna_ohgw.cells import RETRY_OF, Cell, cells_of, check_cells, config_index, create_cell, open_storage
+from optuna_ohgw.cells import RETRY_OF, Cell, cells_of, check_cells, config_index, create_cell
 from optuna_ohgw.cli import app
+from optuna_ohgw.opening import open_storage
 from optuna_ohgw.spec import load_spec
+from optuna_ohgw.spec_parts import AugmentationSpec
 from optuna_ohgw.training import TrainState, train_epoch
 
 CPU = torch.device("cpu")
 STUDY = Path(__file__).parents[1] / "studies" / "digits.yaml"
 SMALL = replace(DIGITS, epochs=4, pictures=80)
 # BatchNorm has buffers, which a multilayer perceptron has not.
-RESNET = Case("resnet", "resnet20", batch_size=16, epochs=4, size=8, channels=3, pictures=40)
+RESNET = Case(
+    "resnet",
+    "resnet20",
+    batch_size=16,
+    epochs=4,
+    size=8,
+    channels=3,
+    pictures=40,
+    augmentation=AugmentationSpec(crop_padding=1, cutout=4),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -213,10 +226,79 @@ def test_shares_sum_to_one() -> None:
 
 
 def test_a_full_epoch_has_more_pictures_and_its_share_of_what_a_trial_does_once() -> None:
-    full = full_epoch(dict.fromkeys(EPOCH_PARTS, 6.0), scale=4.0, epochs=3)
-    assert full.pop(WARM_START) == full.pop(STORAGE) == 2.0
+    full = full_epoch(dict.fromkeys(EPOCH_PARTS, 6.0), scale=4.0, epochs=3, warm_starts=2.0)
+    assert full.pop(WARM_START) == 4.0
+    assert full.pop(STORAGE) == 2.0
     assert full.pop(STATE) == 6.0
     assert set(full.values()) == {24.0}
+
+
+def test_the_parts_of_each_repeat_are_timed_at_an_epoch_of_its_own() -> None:
+    task, seen = SMALL.task(CPU), []
+
+    def states():
+        for state in SMALL.states(task):
+            seen.append(state.epoch)
+            yield state
+
+    measured = timed_parts(task, states(), repeats=2, epochs=3)
+    assert seen == [0, 1, 2]  # the first does not count
+    assert len(measured) == 2
+    assert all(seconds > 0 for parts in measured for seconds in parts.values())
+    assert [tuple(parts) for parts in measured] == [EPOCH_PARTS] * 2
+
+
+def test_the_states_of_a_case_draw_anew_and_stay_within_the_schedule() -> None:
+    task = SMALL.task(CPU)
+    states = list(itertools.islice(SMALL.states(task), 6))
+    assert [s.epoch for s in states] == [0, 1, 2, 3, 0, 1]
+    orders = [task._draws(s.seed, s.config_index, s.epoch)[0] for s in states[:4]]
+    assert not any(torch.equal(a, b) for a, b in itertools.pairwise(orders))
+
+
+@pytest.mark.skipif(not STUDY.exists(), reason="the study files are not installed with the package")
+@pytest.mark.parametrize(("case", "study"), [(DIGITS, "digits.yaml"), (resnet20(), "cifar10.yaml")])
+def test_a_case_is_augmented_and_halved_as_its_study(case: Case, study: str) -> None:
+    spec = load_spec(STUDY.with_name(study))
+    assert case.augmentation == spec.task.augmentation
+    assert (case.epochs, case.batch_size) == (spec.task.epochs, spec.task.batch_size)
+
+
+@pytest.mark.skipif(not STUDY.exists(), reason="the study files are not installed with the package")
+def test_the_halving_is_that_of_the_study() -> None:
+    spec = load_spec(STUDY.with_name("cifar10.yaml"))
+    same = halved(
+        epochs=spec.task.epochs,
+        min_resource=spec.scheduler.min_resource,
+        reduction_factor=spec.scheduler.reduction_factor,
+        bootstrap_count=spec.scheduler.bootstrap_count,
+        budget_epochs=300.0,
+    )
+    assert halved(budget_epochs=300.0) == same
+
+
+def test_the_mean_trial_under_halving() -> None:
+    # Every trial stopped at the first rung; none tested at all.
+    assert halved(epochs=9, bootstrap_count=50, budget_trials=50) == Trials(1.0, 1.0)
+    assert halved(epochs=9, min_resource=9, budget_trials=5) == Trials(9.0, 1.0)
+    # Half go on for the one epoch after the first rung, about half a trial more of many that start early.
+    many = halved(epochs=2, reduction_factor=2, bootstrap_count=0, budget_trials=400)
+    assert many.epochs == many.rungs == pytest.approx(1.5, abs=0.02)
+
+
+def test_the_study_is_its_epochs_and_what_its_trials_cost_besides(monkeypatch) -> None:
+    monkeypatch.setattr(extrapolated, "halved", lambda **_: Trials(epochs=4.0, rungs=1.5))
+    monkeypatch.setattr(extrapolated, "AROUND_SECONDS", 0.5)
+    # 2 cells × 100 epochs, 50 trials.
+    assert part_hours(Part(2, 1.0, 100), 3.0, 2.0) == pytest.approx((600 + 50 * 2.5) / 3600)
+    assert part_hours(Part(2, 0.0, 100), 3.0, 2.0) == pytest.approx((600 + 50 * 0.5) / 3600)
+    assert part_hours(Part(2, 1.0, 100, every_rung=True), 3.0, 2.0) == pytest.approx((600 + 50 * 3.5) / 3600)
+    assert part_hours(Part(2, 1.0, 100, trials=False), 3.0, 2.0) == pytest.approx(600 / 3600)
+    search = device_hours([1.0, 3.0, 2.0], 2.0, 4.0)["search, 4 variations × 32 seeds"]
+    assert search.median == pytest.approx(128 * 2500 * (2.0 + 2.5 / 4) / 4 / 3600)
+    assert (search.low, search.high) == pytest.approx(
+        (128 * 2500 * (1.0 + 2.5 / 4) / 4 / 3600, 128 * 2500 * (3.0 + 2.5 / 4) / 4 / 3600)
+    )
 
 
 # Two workers over 20 s, from 100 to 120. Of each trial 1 s is training.
@@ -409,6 +491,6 @@ def test_a_fresh_cell_is_run_beside_others_and_taken_away(tmp_path: Path) -> Non
 
 
 def test_the_command_names_all_benchmarks() -> None:
-    assert list(BENCHMARKS) == ["warm-start", "train", "run", "growth"]
+    assert list(BENCHMARKS) == ["warm-start", "train", "run", "growth", "decisions", "workers"]
     shown = " ".join(CliRunner().invoke(app, ["bench", "--help"]).output.split())
-    assert "warm-start, train, run or growth" in shown
+    assert "warm-start, train, run, growth, decisions or workers" in shown

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from optuna_ohgw.bench.fused import fused_epoch
-from optuna_ohgw.spec import AugmentationSpec, TaskSpec
+from optuna_ohgw.spec_parts import AugmentationSpec, TaskSpec
 from optuna_ohgw.tasks.image import ImageTask, load_image_arrays, split_images
 from optuna_ohgw.training import TrainState, initial_state, train_epoch
 

@@ -7,8 +7,8 @@ import pytest
 from planted import grown_storage, planted_spec
 
 from optuna_ohgw.beside import role, sides
-from optuna_ohgw.cells import open_storage
 from optuna_ohgw.errors import UserError
+from optuna_ohgw.opening import open_storage
 from optuna_ohgw.report import open_page
 from optuna_ohgw.spec import StudySpec, load_spec
 

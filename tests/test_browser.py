@@ -16,8 +16,8 @@ import pytest
 from planted import FOUR, grown_storage, planted_spec
 
 from optuna_ohgw.beside import Side
-from optuna_ohgw.cells import open_storage
 from optuna_ohgw.evidence import gather
+from optuna_ohgw.opening import open_storage
 from optuna_ohgw.report import Page, write_report
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

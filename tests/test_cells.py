@@ -9,7 +9,8 @@ import pytest
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState, create_trial
 
-from optuna_ohgw import cells
+from optuna_ohgw import cell_study, cells
+from optuna_ohgw.cell_study import ask, load_cell
 from optuna_ohgw.cells import (
     Cell,
     Ledger,
@@ -18,13 +19,12 @@ from optuna_ohgw.cells import (
     config_index,
     create_cell,
     has_work,
-    load_cell,
-    open_storage,
     revive,
-    sqlite_path,
     to_retry,
 )
 from optuna_ohgw.errors import UserError
+from optuna_ohgw.history import resume
+from optuna_ohgw.opening import open_storage, sqlite_path
 from optuna_ohgw.spec import StudySpec, load_spec
 
 STUDIES = Path(__file__).parents[1] / "studies"
@@ -44,7 +44,7 @@ def _only(budget: str) -> dict[str, Any]:
     """Return the budget alone: an override is merged into the file's."""
     import yaml
 
-    from optuna_ohgw.spec import BudgetSpec
+    from optuna_ohgw.spec_parts import BudgetSpec
 
     return {"budget": BudgetSpec(**yaml.safe_load(budget))}
 
@@ -397,7 +397,8 @@ class TestRevive:
         for attempt in range(1, 4):
             assert revive(study) == 1
             (queued,) = study.get_trials(states=(TrialState.WAITING,))
-            assert queued.user_attrs == {"config_index": 1, "retry_of": attempt}
+            kills = {"count": attempt, "epoch": 0}
+            assert queued.user_attrs == {"config_index": 1, "retry_of": attempt, "kills": kills}
             assert study.ask().number == attempt + 1
         study.tell(4, 0.5)
         assert revive(study) == 0
@@ -497,3 +498,50 @@ class TestToRetry:
         assert [t.number for t in to_retry(study.get_trials())] == [0]
         assert revive(study) == 1
         assert to_retry(study.get_trials()) == []
+
+
+class TestAsk:
+    """Two machines ask at the same moment: no lock is shared, the later trial is withdrawn."""
+
+    def test_one_beyond_the_budget_is_withdrawn(
+        self, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        spec = spec_of(budget="{trials: 2}")
+        ledger = Ledger(study, spec)
+        assert ask(study, spec, ledger) is not None
+        looked = has_work(study, spec)  # and then the other machine takes the last one
+        other = ask(study, spec, ledger)
+        assert other is not None
+        answers = iter([looked, False])
+        monkeypatch.setattr(cell_study, "has_work", lambda *_: next(answers))
+        assert ask(study, spec, ledger) is None
+        trials = study.get_trials()
+        assert [t.state for t in trials] == [TrialState.RUNNING] * 2 + [TrialState.FAIL]
+        assert trials[1].user_attrs["config_index"] == 1
+        assert to_retry(trials) == []
+        assert revive(study, lambda _: True) == 0
+
+    def test_of_two_retries_of_one_trial_the_first_is_trained(self, study: optuna.Study) -> None:
+        spec = spec_of(budget="{trials: 1}")
+        plant(study, TrialState.FAIL, reason="interrupted", config_index=0)
+        for _ in range(2):  # both machines found it
+            study.add_trial(
+                create_trial(state=TrialState.WAITING, user_attrs={"config_index": 0, "retry_of": 0})
+            )
+        first = ask(study, spec, Ledger(study, spec))
+        assert first is not None
+        assert first.number == 1
+        assert ask(study, spec, Ledger(study, spec)) is None
+        trials = study.get_trials()
+        assert [t.state for t in trials[1:]] == [TrialState.RUNNING, TrialState.FAIL]
+        assert revive(study, lambda _: True) == 0
+        assert len(study.get_trials()) == 3
+
+    def test_what_goes_on_from_a_retry_is_no_second_one(self, study: optuna.Study) -> None:
+        spec = spec_of(budget="{trials: 1}")
+        plant(study, TrialState.FAIL, reason="interrupted", config_index=0)
+        plant(study, TrialState.PRUNED, config_index=0, retry_of=0)
+        resume(study, study.get_trials()[1], until=2)
+        trial = ask(study, spec, Ledger(study, spec))
+        assert trial is not None
+        assert trial.user_attrs["resumed_from"] == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import shutil
 import socket
@@ -18,13 +19,12 @@ import optuna
 import pytest
 import sqlalchemy.exc
 import torch
-from filelock import FileLock
 from typer.testing import CliRunner
 
-from optuna_ohgw import cells, runner
-from optuna_ohgw.cells import open_storage
+from optuna_ohgw import opening, runner
 from optuna_ohgw.cli import app, main
 from optuna_ohgw.errors import UserError
+from optuna_ohgw.opening import open_storage
 
 STUDY = """\
 name: small
@@ -186,10 +186,10 @@ MISTAKES = [
     (["output=study.yaml"], ["output", "study.yaml", "name another by --set output=FOLDER"]),
     (["output=study.yaml/below"], ["output", "study.yaml/below", "name another by --set output=FOLDER"]),
     (["storage=sqlite://"], ["storage", "sqlite://", "give sqlite:///FILE"]),
-    (["storage=sqlite:///text.db"], ["storage", "text.db", "not a database", "--set storage=URL"]),
-    (["storage=sqlite:///empty"], ["storage", "empty", "--set storage=URL"]),
-    (["storage=nothing"], ["storage", "nothing", "--set storage=URL"]),
-    (["storage=oracul://h/db"], ["storage", "h/db", "oracul", "--set storage=URL"]),
+    (["storage=sqlite:///text.db"], ["storage", "text.db", "not a database", "--storage URL"]),
+    (["storage=sqlite:///empty"], ["storage", "empty", "--storage URL"]),
+    (["storage=nothing"], ["storage", "nothing", "--storage URL"]),
+    (["storage=oracul://h/db"], ["storage", "h/db", "oracul", "--storage URL"]),
 ]
 
 
@@ -327,7 +327,10 @@ def test_device_that_is_there_is_taken(monkeypatch, name, there):
 
 
 def test_bench_of_something_unknown_is_one_line():
-    assert refused("bench", "speed") == "bench: 'speed' is unknown; use one of warm-start, train, run, growth"
+    assert (
+        refused("bench", "speed")
+        == "bench: 'speed' is unknown; use one of warm-start, train, run, growth, decisions, workers"
+    )
 
 
 def test_bench_on_an_unknown_device_is_one_line():
@@ -340,7 +343,7 @@ def test_bench_on_an_unknown_device_is_one_line():
 SECRET_URLS = [
     "postgresql+psycopg2://user:s3cret@127.0.0.1:1/db",
     "postgresql+nodriver://user:s3cret@127.0.0.1:1/db",
-    "mysql+nodriver://user:s3@3cret@127.0.0.1:1/db?password=s3cret",
+    "mysql+nodriver://user:s3%403cret@127.0.0.1:1/db?password=s3cret",
     "unknown://user:s3cret@127.0.0.1:1/db",
     "user:s3cret@127.0.0.1",
     "postgresql://user:s3cret@127.0.0.1:port/db",
@@ -354,7 +357,8 @@ def test_storage_url_that_cannot_be_used_is_told_without_its_password(place, nam
     message = refused(name, "study.yaml", "--set", f"storage={url}")
     assert message.startswith("storage: ")
     assert "127.0.0.1" in message
-    assert message.endswith("--set storage=URL")
+    remedy = "pip install 'optuna-ohgw[postgresql]' and write postgresql+psycopg://..."
+    assert message.endswith(remedy if "psycopg2" in url else "--storage URL")
     assert "3cret" not in message
     assert held(place) == before
 
@@ -370,7 +374,7 @@ def test_database_that_tells_its_url_over_several_lines_is_told_without_the_pass
     def connect(url, **_):
         raise sqlalchemy.exc.OperationalError(f"cannot reach {url}\nat all", {}, Exception(f"{url}\nis off"))
 
-    monkeypatch.setattr(cells, "RDBStorage", connect)
+    monkeypatch.setattr(opening, "RDBStorage", connect)
     message = refused("run", "study.yaml", "--set", "storage=postgresql://user:s3cret@127.0.0.1:1/db")
     assert "postgresql://user:***@127.0.0.1:1/db" in message
     assert "s3cret" not in message
@@ -380,13 +384,13 @@ def test_status_of_a_storage_without_the_study_shows_no_password(place, monkeypa
     """The storage is reached, but holds nothing: the message names its URL."""
     optuna.create_study(study_name="other", storage="sqlite:///other.db")
     other = optuna.storages.RDBStorage("sqlite:///other.db")
-    monkeypatch.setattr(cells, "open_storage", lambda *_, **__: other)
+    monkeypatch.setattr(opening, "open_storage", lambda *_, **__: other)
     message = refused("status", "study.yaml", "--set", "storage=postgresql://user:s3cret@h/db")
     assert message.startswith("storage: postgresql://user:***@h/db holds no cell of 'small'; start it with ")
 
 
 def test_unexpected_end_of_a_run_is_one_line_of_status_1(place, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("lost\nx://user:s3cret@h/db")
 
     monkeypatch.setattr(runner, "run", fail)
@@ -395,7 +399,7 @@ def test_unexpected_end_of_a_run_is_one_line_of_status_1(place, monkeypatch):
 
 
 def test_stop_by_hand_is_status_130_and_tells_how_to_go_on(place, monkeypatch):
-    def stop(*_):
+    def stop(*_, **__):
         raise runner.Stopped
 
     monkeypatch.setattr(runner, "run", stop)
@@ -444,21 +448,30 @@ def test_study_of_an_older_version_names_the_field_that_it_lacks(copy):
     assert snapshot() == before
 
 
-def test_second_run_at_the_same_time_is_refused(place):
-    Path("runs/small").mkdir(parents=True)
-    with FileLock("runs/small/.run.lock"):
-        message = refused("run", "study.yaml")
-    assert message.startswith("output: another run is at work in runs/small; wait for it")
-    assert held(place) == ["runs", "runs/small", "runs/small/.run.lock", "study.yaml"]
-
-
 # a real run
 
 
-def test_refused_calls_before_a_run_leave_only_the_cache_of_pictures(finished):
+def test_refused_calls_before_a_run_leave_nothing(finished):
     assert all(message.startswith("task.") for message in finished.refusals)
-    rest = [p for p in finished.made if not p.startswith("runs/small/data")]
-    assert rest == ["runs", "runs/small", "runs/small/.run.lock", "study.yaml"]
+    assert finished.made == ["study.yaml"]
+
+
+def test_run_of_a_finished_study_answers_at_once(copy):
+    """Without torch, and without a report that would be the same; with one where it would not."""
+    report = Path("runs/small/report/report.html")
+    before = report.stat().st_mtime_ns
+    code = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {CALL}"
+    done = in_a_process(code, "run", "study.yaml", *ONE)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *_, last = done.stdout.splitlines()
+    assert first == "small is finished; nothing was left to do"
+    assert last == "False"
+    assert "  runs/small/report/report.html\n" in done.stdout
+    assert report.stat().st_mtime_ns == before
+    done = command("run", "study.yaml", *ONE, "--set", "targets=[0.3]")
+    assert done.status == 0
+    assert "small: medians over 1 paired seeds" in done.out
+    assert report.stat().st_mtime_ns > before
 
 
 def test_run_ends_with_its_table_and_the_way_on(finished):
@@ -528,17 +541,39 @@ def test_compare_of_one_study_is_one_line(place):
 def test_status_counts_the_trials_of_each_cell(copy):
     before = snapshot()
     done = command("status", "study.yaml", *ONE)
-    (row,) = [line.split() for line in done.out.splitlines() if "asha-baseline/seed-0000" in line]
     assert (done.status, done.err) == (0, "")
-    assert row[1:5] == ["0", "1", "0", "0"]
-    assert all(0 <= float(value) <= 1 for value in row[5:7])
+    assert done.out.splitlines()[:3] == [
+        "small: 1 cells: 1 done",
+        "budget used 100.0%, ETA -",
+        "trials: 1 complete",
+    ]
+    (row,) = [line.split() for line in done.out.splitlines() if "asha-baseline/seed-0000" in line]
+    assert row[1:4] == ["done", "100%", "1"]
+    assert all(0 <= float(value) <= 1 for value in row[4:6])
     assert snapshot() == before
 
 
 def test_status_shows_the_cells_that_are_not_begun(copy):
     done = command("status", "study.yaml")
     (row,) = [line.split() for line in done.out.splitlines() if "asha-ohgw-1step/seed-0000" in line]
-    assert row[1:] == ["0", "0", "0", "0", "-", "-"]
+    assert row[1:] == ["waiting", "0%", "0", "-", "-"]
+
+
+def test_status_as_json_is_one_object_and_imports_no_torch(copy):
+    code = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {CALL}"
+    done = in_a_process(code, "status", "study.yaml", *ONE, "--json")
+    told, heavy = done.stdout.splitlines()
+    assert (done.returncode, done.stderr, heavy) == (0, "", "False")
+    status = json.loads(told)
+    assert status["counts"] == {"done": 1, "running": 0, "waiting": 0, "given up": 0}
+    assert (status["study"], status["workers"], status["share"]) == ("small", [], 1.0)
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_status_watches_until_the_study_is_done(copy, form):
+    done = command("status", "study.yaml", *ONE, "--watch", *form)
+    assert (done.status, done.err) == (0, "")
+    assert done.out.count("small") == 1
 
 
 def test_status_before_the_first_run_is_one_line_and_makes_nothing(place):

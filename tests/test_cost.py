@@ -16,7 +16,7 @@ from torch import nn
 from optuna_ohgw import cost
 from optuna_ohgw.cost import PeakMemory, count_flops
 from optuna_ohgw.space import SearchSpace
-from optuna_ohgw.spec import AugmentationSpec, TaskSpec
+from optuna_ohgw.spec_parts import AugmentationSpec, TaskSpec
 from optuna_ohgw.tasks.data import ImageData
 from optuna_ohgw.tasks.image import ImageTask
 from optuna_ohgw.training import TrainState, initial_state

@@ -23,9 +23,10 @@ from optuna_dashboard import wsgi
 from planted import plant_cell, planted_spec, planted_trial
 
 from optuna_ohgw import dashboard
-from optuna_ohgw.cells import Cell, cells_of, check_cells, open_storage
+from optuna_ohgw.cells import Cell, cells_of, check_cells
 from optuna_ohgw.dashboard import attach, check_port, make_dashboard, serve, summary_name
 from optuna_ohgw.errors import UserError
+from optuna_ohgw.opening import open_storage
 from optuna_ohgw.records import read_records
 
 SPEC = planted_spec(seeds=(0, 1))

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import optuna
 import pytest
+from distributed_jobs import environment_of_rank, free_port
 from planted import grown_storage
 
-from optuna_ohgw.cells import open_storage
+from optuna_ohgw.opening import open_storage
 from optuna_ohgw.spec import load_spec
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +40,9 @@ def test_readme_example_runs_as_written_after_what_it_needs() -> None:
         assert {n: trial.params[n] for n in record["trained"]} == record["trained"] != record["suggested"]
 
 
-def test_blocks_of_the_library_page_run_in_order() -> None:
+def test_blocks_of_the_library_page_run_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment_of_rank(0, 1, free_port()).items():
+        monkeypatch.setenv(name, value)  # one rank of one; test_distributed has two
     run(blocks("docs/library.md"))
 
 

@@ -14,10 +14,11 @@ from optuna_ohgw import figures
 from optuna_ohgw.comparison import comparisons
 from optuna_ohgw.figures.theme import count, log_ticks, ordered, rounded, safe, short, style
 from optuna_ohgw.sensitivity import Sensitivity
-from optuna_ohgw.spec import RangeSpec
+from optuna_ohgw.spec_parts import RangeSpec
 from optuna_ohgw.statistics import Estimate
-from optuna_ohgw.variations import VARIATIONS
+from optuna_ohgw.variations import WARM_STARTS
 
+VARIATIONS = [f"asha-{warm}" for warm in WARM_STARTS]
 BASE, ONE, RANDOM = "asha-baseline", "asha-ohgw-1step", "asha-random-warm"
 SOURCE = "studies/a<b>&$x$.yaml"
 RANGES = {

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from planted import grown_storage, planted_spec
 
-from optuna_ohgw.cells import open_storage
+from optuna_ohgw.opening import open_storage
 from optuna_ohgw.spec import load_spec
 
 nbformat = pytest.importorskip("nbformat")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import queue
 import shutil
 import threading
 from collections.abc import Iterator
@@ -13,7 +12,8 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, create_trial
 
 from optuna_ohgw import worker
-from optuna_ohgw.cells import cells_of, create_cell, open_storage
+from optuna_ohgw.cells import cells_of, create_cell
+from optuna_ohgw.opening import open_storage
 from optuna_ohgw.pairing import PairingReport, check_pairing
 from optuna_ohgw.spec import StudySpec, load_spec
 
@@ -40,12 +40,12 @@ def run(spec: StudySpec) -> None:
     """Search every cell in this process."""
     storage = open_storage(spec.storage_url, create=True)
     worker._tasks.clear()
-    worker._context = worker.Context(spec, threading.Event(), queue.Queue(), 30)
+    worker._context = worker.Context(spec, threading.Event(), 30)
     try:
         for cell in cells_of(spec):
             cell.folder(spec.folder).mkdir(parents=True)
             create_cell(storage, spec, cell, {})
-            worker.search(cell, 0)
+            worker.search(cell)
     finally:
         worker._context = None
         worker._tasks.clear()

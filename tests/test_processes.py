@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import signal
 from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -28,7 +30,17 @@ def test_a_worker_starts_with_its_imports_done() -> None:
 
 
 def test_what_is_preloaded_exists() -> None:
-    assert {*processes._PRELOADED} == {*PRELOADED}  # a name that cannot be imported is passed over
+    assert [import_module(n).__name__ for n in processes._PRELOADED]  # else it would be passed over
+
+
+def test_a_worker_s_garbage_collector_is_on() -> None:
+    assert in_worker("__import__('gc').isenabled()")
+
+
+def test_the_garbage_collector_is_on_again_after_an_import_that_failed() -> None:
+    with pytest.raises(ModuleNotFoundError), processes.uncollected():
+        import_module("optuna_ohgw.nowhere")
+    assert gc.isenabled()
 
 
 def test_a_worker_is_deaf_until_it_can_ignore_signals() -> None:

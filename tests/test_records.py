@@ -80,7 +80,8 @@ def storage() -> BaseStorage:
         ohgw=[RECORD, MOVED_NOTHING],
         flops={"batch": 100, "warm": 400},
         memory={"ram": 7, "vram": None, "nvml": None},
-        worker={"host": "h", "pid": 3, "device": "cpu"},
+        worker={"host": "h", "pid": 3, "device": "cpu", "slurm_job": "812"},
+        cgroup={"memory": 5, "memory_peak": 9, "cpu_s": 1.5},
         batches_per_epoch=10,
     )
     warm.set_user_attr("final", {"trial": 0, "val_accuracy": 0.6, "test_accuracy": 0.55, "test_loss": 1.0})
@@ -138,6 +139,7 @@ def test_a_warm_started_trial_tells_what_moved_and_what_it_cost(storage: BaseSto
     assert (warm["flops_batch"], warm["flops_warm"], warm["ram_bytes"]) == (100, 400, 7)
     assert math.isnan(warm["vram_bytes"])
     assert (warm["worker"], warm["best"], warm["last"]) == ("h:3", 0.6, 0.5)
+    assert (warm["slurm_job"], warm["cgroup_peak_bytes"], warm["cgroup_cpu_s"]) == ("812", 9, 1.5)
 
 
 def test_there_is_one_row_a_cell_that_the_spec_names(storage: BaseStorage) -> None:

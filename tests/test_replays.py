@@ -13,11 +13,13 @@ from optuna.trial import TrialState
 from planted import RANGES, planted_spec
 from typer.testing import CliRunner
 
-from optuna_ohgw.cells import cells_of, create_cell, load_cell, open_storage
+from optuna_ohgw.cell_study import load_cell
+from optuna_ohgw.cells import cells_of, create_cell
 from optuna_ohgw.cli import app
 from optuna_ohgw.errors import UserError
+from optuna_ohgw.opening import open_storage
 from optuna_ohgw.records import read_records
-from optuna_ohgw.replays import comparison, export, over_study, over_tables, read_table
+from optuna_ohgw.replays import comparison, export, over_study, over_tables, read_candidates, read_table
 from optuna_ohgw.schedulers import SCHEDULERS, Settings
 from optuna_ohgw.simulation import finite_curves, simulate
 
@@ -195,6 +197,9 @@ def test_the_command_on_a_study_and_on_tables(grown, tmp_path: Path) -> None:
     done = run_command(*tables, *options)
     assert done.exit_code == 0, done.output
     assert "2 tables × 2 seeds" in done.output
+    assert "fewer than" not in done.output
+    few = run_command(*tables, *options[:-1], "5000")
+    assert "fewer than 5000" in few.output
     assert all(name in done.output for name in SCHEDULERS)
 
 
@@ -207,8 +212,15 @@ def test_the_command_on_a_study_and_on_tables(grown, tmp_path: Path) -> None:
         (["ragged.parquet"], "curves of 'val_accuracy' have 1 to 2 entries"),
         (["t.parquet", "--scheduler", "asah"], "--scheduler: 'asah' is unknown; use some of asha, "),
         (["t.parquet", "--export", "x.parquet"], "--export: is for the curves of a study"),
+        (["t.parquet", "--set", "seeds=2"], "--set: is for a study, not for tables; drop it"),
+        (["t.parquet", "--smoke"], "--smoke: is for a study, not for tables; drop it"),
         (["t.parquet", "a.yaml"], "got 2 files; name one study file, or parquet tables alone"),
         (["bad.parquet"], "cannot be read"),
+        (["t.parquet", "--value", "lr"], "t.parquet: column 'lr' holds 0."),
+        (["null.parquet"], "column 'val_accuracy' holds None in row 1, no curve; name one of lists"),
+        (["empty.parquet"], "empty.parquet: has no rows; name a table of learning curves"),
+        (["alike.parquet"], "alike: at least half of the final values are the best one, 0.1, so no regret"),
+        (["nan.parquet"], "nan: no value is a number"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, message, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,6 +228,9 @@ def test_a_mistake_is_one_line(arguments, message, tmp_path: Path, monkeypatch: 
     table_file(Path("t.parquet"))
     pd.DataFrame({"val_accuracy": [[1.0], [1.0, 2.0]]}).to_parquet("ragged.parquet")
     Path("bad.parquet").write_text("no parquet")
+    others = {"null": [[1.0], None], "empty": [], "alike": [[0.1], [0.1], [0.0]], "nan": [[math.nan]] * 3}
+    for name, curves in others.items():
+        pd.DataFrame({"val_accuracy": curves}).to_parquet(f"{name}.parquet")
     done = run_command(*arguments)
     assert isinstance(done.exception, UserError)
     assert message in str(done.exception)
@@ -227,3 +242,36 @@ def test_every_scheduler_is_made_from_the_same_settings() -> None:
     for (name, make), up in itertools.product(SCHEDULERS.items(), (False, True)):
         replay = simulate(make(Settings(9, 1, 3, 1, up, 12)), curves, range(12), workers=3)
         assert len(replay.started) == 12, name
+
+
+def test_candidates_are_the_columns_that_differ_in_the_unit_cube(tmp_path):
+    table = pd.DataFrame(
+        {
+            "lr": [1e-4, 1e-2, 1.0],
+            "decay": [-1.0, 0.0, 3.0],
+            "same": [2.0, 2.0, 2.0],
+            "gap": [1.0, np.nan, 2.0],
+            "name": ["a", "b", "c"],
+            "curve": [[1.0], [2.0], [3.0]],
+        }
+    )
+    table.to_parquet(tmp_path / "t.parquet")
+    assert read_candidates(tmp_path / "t.parquet") == pytest.approx(
+        np.array([[0.0, 0.0], [0.5, 0.25], [1.0, 1.0]])
+    )
+    table[["same", "name", "curve"]].to_parquet(tmp_path / "none.parquet")
+    with pytest.raises(UserError, match="no column of hyper-parameters"):
+        read_candidates(tmp_path / "none.parquet")
+
+
+@pytest.mark.parametrize("name", ["bohb", "boil", "dyhpo"])
+def test_a_model_chooses_within_its_slices(name):
+    pytest.importorskip("gpytorch")
+    x = np.linspace(0, 1, 30)[:, None]
+    curves = (x - 0.4) ** 2 + 1 / np.arange(1, 10)
+    settings = Settings(max_resource=1, configs=20)
+    options = {"seeds": 1, "workers": 2, "slices": 40, "candidates": {"t": x}}
+    runs, again = (over_tables({"t": curves}, [name], settings, **options) for _ in range(2))
+    assert runs.equals(again)
+    assert 40 <= runs["slices"].item() <= 41
+    assert runs["selection_regret"].item() < 0.2

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -296,6 +297,90 @@ def test_the_same_events_give_the_same_decisions(name):
     assert all(asked)
 
 
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(("back", "value"), [(0, None), (0, -9.0), (0, 9.0), (0, NAN), (1, -9.0), (2, 9.0)])
+def test_a_report_at_or_below_the_last_is_answered_as_that_and_changes_nothing(name, back, value):
+    undisturbed = simulate(MAKERS[name](50), noisy(2), range(40), workers=4, keep_decisions=True)
+    scheduler = MAKERS[name](50)
+    report, answered = scheduler.report, []
+
+    def twice(config, resource, first):
+        decision = report(config, resource, first)
+        again = report(config, max(resource - back, 1), first if value is None else value)
+        answered.append(repr(again) == repr(decision))
+        return decision
+
+    scheduler.report = twice
+    replay = simulate(scheduler, noisy(2), range(40), workers=4, keep_decisions=True)
+    assert len(answered) >= 40
+    assert all(answered)
+    assert repr(replay) == repr(undisturbed)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_configuration_is_started_once(name):
+    scheduler = MAKERS[name](9)
+    scheduler.started(0)
+    with pytest.raises(ValueError, match="configuration 0 was started before"):
+        scheduler.started(0)
+    scheduler.report(0, 1, 0.5)
+    with pytest.raises(ValueError, match="configuration 0 was started before"):
+        scheduler.started(0)
+    scheduler.started(1)
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if name.startswith("hyperband")])
+def test_every_decision_of_hyperband_names_the_bracket_of_its_configuration(name):
+    scheduler, brackets = MAKERS[name](9), {}
+    reports = []
+    for method in ("report", "suggest"):
+        call = getattr(scheduler, method)
+        setattr(scheduler, method, lambda *a, call=call: reports.append(call(*a)) or reports[-1])
+    started = scheduler.started
+    scheduler.started = lambda config: (brackets.update({config: reports[-1].bracket}), started(config))
+    simulate(scheduler, noisy(0), range(40), workers=3)
+    assert len(set(brackets.values())) > 1
+    assert {d.action for d in reports} > {"start", "continue"}
+    assert all(d.bracket == brackets[d.config] for d in reports if d.config is not None)
+    assert all(d.record()["bracket"] is not None for d in reports)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_epsilon_is_the_percentile_over_all_pairs_that_cross(seed):
+    curves = noisy(seed) + np.random.default_rng(seed).normal(scale=0.1, size=(40, 50))
+    scheduler, seen = Pasha(50), {}
+    report, compared = scheduler.report, []
+
+    def checked(config, resource, value):
+        top, previous = scheduler._top, scheduler.epsilon
+        decision = report(config, resource, value)
+        seen.setdefault(config, {})[resource] = math.inf if math.isnan(value) else value
+        high, low = scheduler.rungs[top - 1].level, scheduler.rungs[top - 2].level
+        found = []
+        for a, b in itertools.combinations(seen.values(), 2):
+            last = min(max(a), max(b), high)
+            if last > low and crossed_twice(a, b, last) and math.isfinite(a[last] - b[last]):
+                found.append(abs(a[last] - b[last]))
+        compared.append((scheduler.epsilon, np.percentile(found, 90) if found else previous, len(found)))
+        return decision
+
+    scheduler.report = checked
+    simulate(scheduler, curves, range(40), workers=3)
+    assert sum(count > 2 for *_, count in compared) > 20
+    assert [epsilon for epsilon, *_ in compared] == [expected for _, expected, _ in compared]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_ranking_that_was_settled_is_looked_at_again_where_it_may_have_changed(seed):
+    class Forgetful(Pasha):
+        def observed(self, *event):
+            self._settled = None
+            super().observed(*event)
+
+    replays = [simulate(make(50), noisy(seed), range(40), workers=3) for make in (Pasha, Forgetful)]
+    assert repr(replays[0]) == repr(replays[1])
+
+
 def test_brackets_hold_their_shares_in_every_prefix_and_depend_on_the_position_alone():
     shares = bracket_shares(4, 3)
     assert shares == pytest.approx(np.array([81, 27, 9, 6, 5]) / 128)
@@ -308,6 +393,56 @@ def test_brackets_hold_their_shares_in_every_prefix_and_depend_on_the_position_a
         assert stopping.suggest().bracket == brackets[i]
         assert stopping.suggest().until == (1, 3, 9, 27, 50)[brackets[i]]
         stopping.started(i)
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_the_best_possible_value_is_promoted_and_blocks_no_other(maximize):
+    best = math.inf if maximize else -math.inf
+    for make in (PromotionAsha, Pasha):
+        scheduler = make(9, maximize=maximize)
+        for config, value in enumerate([best, 0.1, 0.1, 0.1]):
+            scheduler.started(config)
+            scheduler.report(config, 1, value)
+        decision = scheduler.suggest()
+        assert (decision.action, decision.config, decision.rank) == ("resume", 0, 1)
+        scheduler.resumed(0)
+        assert scheduler.suggest().config == 1
+    scheduler = OneEpoch(9, configs=2, maximize=maximize)
+    for config, value in enumerate([0.1, best]):
+        scheduler.started(config)
+        scheduler.report(config, 1, value)
+    assert scheduler.suggest().config == 1
+
+
+def test_a_pause_of_the_one_epoch_baseline_says_the_rank():
+    scheduler = OneEpoch(9, configs=3)
+    decisions = []
+    for config, value in enumerate([0.2, NAN, 0.1]):
+        scheduler.started(config)
+        decisions.append(scheduler.report(config, 1, value))
+    assert [(d.rank, d.of) for d in decisions] == [(1, 1), (2, 2), (1, 3)]
+
+
+@pytest.mark.parametrize("name", list(MAKERS))
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_unwanted_is_paused_and_never_resumed(name, seed):
+    scheduler, unwanted = MAKERS[name](9), set()
+    report, resumed = scheduler.report, scheduler.resumed
+
+    def checked_report(config, resource, value):
+        assert config not in unwanted
+        decision = report(config, resource, value)
+        now = set(scheduler.unwanted())
+        assert unwanted <= now
+        unwanted.update(now)
+        return decision
+
+    def checked_resumed(config):
+        assert config not in unwanted
+        resumed(config)
+
+    scheduler.report, scheduler.resumed = checked_report, checked_resumed
+    simulate(scheduler, noisy(seed), range(40), workers=3, resumes_last=True)
 
 
 def test_one_epoch_trains_the_best_few_to_the_end():

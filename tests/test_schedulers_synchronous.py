@@ -143,6 +143,35 @@ def test_hyperband_without_a_rung_trains_each_to_the_end(make):
     assert scheduler.report(0, 1, 0.5).action == "stop"
 
 
+def test_a_bracket_that_is_closed_ends_with_those_that_it_has():
+    """Five of nine: two go on to 3, one to 9."""
+    scheduler = HyperbandSynchronous(9)
+    for config in range(5):
+        scheduler.started(config)
+        scheduler.report(config, 1, float(config))
+    assert scheduler.suggest().action == "start"
+    scheduler.close()
+    for config in range(2):
+        decision = scheduler.suggest()
+        assert (decision.config, decision.until, decision.rank, decision.of) == (config, 3, config + 1, 5)
+        scheduler.resumed(config)
+    assert scheduler.suggest().action == "start"
+    for config in range(2):
+        scheduler.report(config, 3, float(config))
+    assert (scheduler.suggest().config, scheduler.suggest().until) == (0, 9)
+
+
+def test_closing_waits_for_those_that_run():
+    scheduler = HyperbandSynchronous(3)
+    for config in range(2):
+        scheduler.started(config)
+    scheduler.report(0, 1, 0.0)
+    scheduler.close()
+    assert scheduler.suggest().action == "start"
+    scheduler.report(1, 1, 1.0)
+    assert (scheduler.suggest().action, scheduler.suggest().config) == ("resume", 0)
+
+
 PEERS, TASKSET = (os.environ.get(f"OPTUNA_OHGW_{name}") for name in ("PEERS", "TASKSET"))
 
 

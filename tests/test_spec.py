@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.reading import hide_passwords, merge, shown
-from optuna_ohgw.spec import LIMITS, PSI, RangeSpec, SchedulerSpec, StudySpec, load_spec
-from optuna_ohgw.variations import VARIATIONS, takes_eta
+from optuna_ohgw.spec import StudySpec, load_spec
+from optuna_ohgw.spec_parts import LIMITS, PSI, RangeSpec, SchedulerSpec
+from optuna_ohgw.variations import WARM_STARTS, takes_eta
 
 STUDY = """\
 name: small
@@ -132,7 +133,7 @@ REFUSED = [
     ("space.batch_size.choices=[a]", "space.batch_size.choices", '["a"]'),
     ("space.batch_size.choices=[8, 0]", "space.batch_size.choices", "[8, 0]"),
     ("sampler=grid", "sampler", '"grid"'),
-    ("scheduler.name=hyperband", "scheduler.name", '"hyperband"'),
+    ("scheduler.name=median", "scheduler.name", '"median"'),
     ("scheduler.reduction_factor=1", "scheduler.reduction_factor", "1"),
     ("scheduler.min_resource=10", "scheduler.min_resource", "10"),
     ("warm_start.eta_h=0", "warm_start.eta_h", "0"),
@@ -212,7 +213,7 @@ def test_unknown_name_brings_the_nearest_known_one(study, change, suggestion):
 
 def test_unknown_variation_far_from_all_brings_the_list_of_all(study):
     message = refusal(study, "variations=[zzz]")
-    assert all(name in message for name in VARIATIONS)
+    assert all(name in message for name in WARM_STARTS)
 
 
 @pytest.mark.parametrize("line", ["name", "task", "space", "variations", "seeds", "targets", "budget"])
@@ -519,10 +520,48 @@ PART = {
     "warm_start.snr_batches": "2",
     "warm_start.every_rung": "true",
     "budget.trials": "5",
+    "budget.epochs": "5",
     "budget.mbu": "5",
     "budget.device_hours": "5",
     "budget.wall_hours": "5",
 }
+CHOOSE = (
+    "scheduler={name: dyhpo, min_resource: 1, reduction_factor: 3}",
+    "task.epochs=27",
+    "variations=[baseline]",
+)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ("budget={trials: null, epochs: 9}",),
+            "budget.trials: is missing; dyhpo chooses among so many configurations",
+        ),
+        (("sampler=tpe",), "sampler: 'tpe' draws by what was seen, but dyhpo chooses among draws known"),
+    ],
+)
+def test_a_scheduler_that_chooses_needs_its_configurations_beforehand(study, overrides, words):
+    with pytest.raises(UserError, match=words):
+        study(*CHOOSE, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "epochs"),
+    [
+        # Halving by 3, rounded up: 16 for 1 epoch, 6 for 2 more, 2 for 6 more, 1 for 18 more.
+        (("budget={trials: 16}",), 16 + 12 + 12 + 18),
+        (("budget={trials: 16, epochs: 40}",), 40),
+        (("budget={trials: 16, mbu: 500}",), None),
+        (("budget={trials: 16}", "scheduler.name=bohb"), None),
+        (("budget={trials: 16, epochs: 40}", "scheduler.name=asha"), 40),
+    ],
+)
+def test_epochs_in_all(study, overrides, epochs):
+    assert study(*CHOOSE, *overrides).epochs_in_all == epochs
+
+
 ONE_VALUE = {"task.name", "scheduler.name"}
 
 
@@ -647,11 +686,13 @@ def test_specs_are_frozen(study, part, field):
 
 
 def test_every_variation_loads(study):
-    assert study(f"variations={json.dumps(list(VARIATIONS))}").variations == tuple(VARIATIONS)
+    assert study(f"variations={json.dumps(list(WARM_STARTS))}").variations == tuple(
+        f"asha-{w}" for w in WARM_STARTS
+    )
 
 
 def test_variations_with_a_step_size_of_their_own_load(study):
-    names = [f"{v}@3e-4" for v in VARIATIONS if takes_eta(v)]
+    names = [f"asha-{v}@3e-4" for v in WARM_STARTS if takes_eta(v)]
     several = [*names, "asha-ohgw-1step", "asha-ohgw-1step@.003", "asha-baseline"]
     assert study(f"variations={json.dumps(several)}").variations == tuple(several)
 
@@ -682,6 +723,19 @@ def test_merge_lays_mappings_over_each_other_and_replaces_all_else():
         ("postgresql://:secret@h/db", "postgresql://:***@h/db"),
         ("postgresql://h/db?user=u&password=secret&x=1", "postgresql://h/db?user=u&password=***&x=1"),
         ("postgresql://h/db?sslpassword=secret", "postgresql://h/db?sslpassword=***"),
+        ("postgresql://h/db?password=it's\"a;b", "postgresql://h/db?password=***"),
+        (
+            "cannot use 'postgresql://h/db?password=s', why?",
+            "cannot use 'postgresql://h/db?password=***', why?",
+        ),
+        ("(postgresql://h/db?password=s)", "(postgresql://h/db?password=***)"),
+        ("host=h password='a b' user=u", "host=h password=*** user=u"),
+        ("postgresql://u@server:secret@h/db", "postgresql://u@server:***@h/db"),
+        ("postgresql://u:a%40b/c?d#e@h/db", "postgresql://u:***@h/db"),
+        (
+            "postgresql://u:o'n\"e@h/d and postgresql://v:two@h/d",
+            "postgresql://u:***@h/d and postgresql://v:***@h/d",
+        ),
         ("postgresql://user@h:5432/db", "postgresql://user@h:5432/db"),
         ("sqlite:///a/b.db", "sqlite:///a/b.db"),
         ("https://h:80/a", "https://h:80/a"),
@@ -689,6 +743,22 @@ def test_merge_lays_mappings_over_each_other_and_replaces_all_else():
 )
 def test_passwords_of_urls_are_hidden_and_nothing_else_is(text, hidden):
     assert hide_passwords(text) == hidden
+
+
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [
+        ("postgresql+psycopg://u:p@ssw0rd@h/db", "an '@'"),
+        ("postgresql+psycopg://u:pass word@h/db", "a space"),
+        ("postgresql+psycopg://h/db?password=pass word", "a space"),
+    ],
+)
+def test_a_password_that_would_be_misread_is_refused_without_being_shown(study, url, fault):
+    """It would be cut in two: the rest, shown as the host, is no password to whoever hides them."""
+    with pytest.raises(UserError) as caught:
+        study(f"storage={url}")
+    assert str(caught.value).endswith(f"storage: holds {fault} unquoted; write %40 for '@', %20 for a space")
+    assert not re.search("word|ss", str(caught.value))
 
 
 def test_password_is_hidden_in_a_value_that_is_cut_short():
@@ -700,3 +770,19 @@ def test_password_is_hidden_in_a_value_that_is_cut_short():
 )
 def test_no_message_shows_a_password(study, change):
     assert "s3cret" not in refusal(study, change)
+
+
+# schedulers
+
+
+def test_variations_may_leave_out_the_scheduler(study):
+    short = "variations=[baseline, ohgw-1step@3e-4, asha-random-warm]"
+    whole = ("asha-baseline", "asha-ohgw-1step@3e-4", "asha-random-warm")
+    assert study(short).variations == whole
+    assert study(short).identity() == study(f"variations={json.dumps(whole)}").identity()
+
+
+def test_a_variation_of_another_scheduler_is_refused_with_the_remedy(study):
+    message = refusal(study, "variations=[asha-promotion-baseline]")
+    assert "'asha-promotion-baseline' is of another scheduler" in message
+    assert "'asha'; write 'baseline'" in message

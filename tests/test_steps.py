@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from optuna_ohgw import steps
-from optuna_ohgw.spec import AugmentationSpec, TaskSpec
+from optuna_ohgw.spec_parts import AugmentationSpec, TaskSpec
 from optuna_ohgw.steps import CapturedStep, EagerStep, Tensors, TensorStep, captured_bytes, step_for
 from optuna_ohgw.tasks.image import ImageTask, load_image_arrays, split_images
 from optuna_ohgw.training import initial_state, load
@@ -115,6 +116,36 @@ def test_is_sgd_with_momentum(
         )
     for got, want in zip(network.buffers(), twin.buffers(), strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=tolerance)
+
+
+class NoHostReads(TorchDispatchMode):
+    """Fails where a tensor's value or a data-dependent shape is asked for, as a CUDA graph would."""
+
+    BARRED = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__.split(".")[0]
+        assert name not in self.BARRED, f"{name} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("model", ["mlp", "resnet20"])
+def test_what_a_graph_replays_asks_the_host_nothing_and_stays_in_its_memory(model: str) -> None:
+    task, network, _, batches = prepared(model, torch.float32)
+    step = TensorStep(task, network)
+    places = [*network.state_dict().values(), *step.velocity.values(), *step.psi.values()]
+    where = [tensor.data_ptr() for tensor in places]
+    before = [w.clone() for w in network.parameters()]
+    for name, place in step.psi.items():
+        place.fill_(PSI[name])
+    with NoHostReads():
+        for inputs, target in batches:
+            step(inputs, target)
+    with pytest.raises(AssertionError, match="waits for the device"), NoHostReads():
+        torch.ones(1).item()
+    now = [*network.state_dict().values(), *step.velocity.values(), *step.psi.values()]
+    assert [tensor.data_ptr() for tensor in now] == where
+    assert not any(torch.equal(w, b) for w, b in zip(network.parameters(), before, strict=True))
 
 
 def test_the_given_velocity_is_not_changed() -> None:

@@ -214,8 +214,11 @@ def test_a_trial_that_another_process_ended_keeps_its_end(tmp_path: Path) -> Non
     trial = study.ask()
     trial.report(0.5, 1)
     study_on(RDBStorage(url(tmp_path))).tell(0, state=TrialState.FAIL)
+    storage = study._storage
     with pytest.raises(UpdateFinishedTrialError):
         study.tell(trial, 0.7)
+    assert storage.get_trial(trial._trial_id).state == TrialState.FAIL  # as it is, not as it ran here
+    storage.flush()  # nothing of it waits
     (kept,) = stored(tmp_path)
     assert (kept.state, kept.values, kept.intermediate_values) == (TrialState.FAIL, None, {})
 
@@ -315,6 +318,20 @@ def test_what_could_not_be_written_waits_for_the_next_time(
         {1: 0.5},
         {"k": 1},
     )
+
+
+def test_a_new_trial_that_the_database_refuses_at_first_is_made_by_optuna(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_on(batched(tmp_path, sole=True))
+    study.ask()
+    with monkeypatch.context() as broken:
+        broken.setattr(module, "_NUMBER", sa.text("UPDATE nowhere SET number = :number"))
+        assert study.ask().number == 1
+    assert study.ask().number == 2
+    assert [t.number for t in stored(tmp_path)] == [0, 1, 2]
+    with pytest.raises(KeyError):
+        study._storage.create_new_trial(1000)
 
 
 def test_an_end_is_stored_in_utc_and_shown_in_local_time(

@@ -9,10 +9,11 @@ from pathlib import Path
 import optuna
 import pytest
 
-from optuna_ohgw.cells import cells_of, open_storage
+from optuna_ohgw.cells import cells_of
+from optuna_ohgw.opening import open_storage
 from optuna_ohgw.spec import load_spec
 from optuna_ohgw.tasks.models import build_model
-from optuna_ohgw.variations import VARIATIONS, base_of, eta_of
+from optuna_ohgw.variations import WARM_STARTS, base_of, eta_of
 
 STUDIES = Path(__file__).parents[1] / "studies"
 FILES = sorted(path.name for path in STUDIES.glob("*.yaml"))
@@ -40,13 +41,13 @@ def test_file_says_its_own_name(file):
 
 @pytest.mark.parametrize("file", NOT_SWEPT)
 def test_file_runs_all_four_variations_and_none_unknown(file):
-    assert set(FOUR) <= set(load(file).variations) <= set(VARIATIONS)
+    assert set(FOUR) <= set(load(file).variations) <= {f"asha-{w}" for w in WARM_STARTS}
 
 
 @each_file
 def test_file_spells_its_variations_out(file):
     text = (STUDIES / file).read_text()
-    assert all(name in text for name in load(file).variations)
+    assert all(name.removeprefix("asha-") in text for name in load(file).variations)
 
 
 @pytest.mark.parametrize("file", SWEPT)
@@ -197,7 +198,7 @@ def test_bootstrap_counts_are_two_and_none(family):
 
 
 def test_smoke_runs_every_variation_there_is():
-    assert set(load("smoke.yaml").variations) == set(VARIATIONS)
+    assert set(load("smoke.yaml").variations) == {f"asha-{w}" for w in WARM_STARTS}
 
 
 def test_rules_bring_each_rule_with_its_random_control():
@@ -220,7 +221,8 @@ def test_light_form_runs_all_its_variations(file, tmp_path, environment):
     storage = open_storage(spec.storage_url, create=False)
     cells = cells_of(spec)
     assert {cell.variation for cell in cells} == set(spec.variations)
-    assert {s.study_name for s in storage.get_all_studies()} == {cell.name for cell in cells}
+    studies = {s.study_name for s in storage.get_all_studies()}
+    assert studies == {f"{spec.name}/workers", *(cell.name for cell in cells)}
     for cell in cells:
         study = optuna.load_study(study_name=cell.name, storage=storage)
         assert study.user_attrs["variation"] == cell.variation

@@ -17,8 +17,9 @@ from optuna.trial import FrozenTrial, TrialState
 from planted import RANGES, START, grown_storage, plant_cell, planted_spec, planted_trial
 
 from optuna_ohgw import tracking
-from optuna_ohgw.cells import Cell, cells_of, open_storage
+from optuna_ohgw.cells import Cell, cells_of
 from optuna_ohgw.errors import UserError
+from optuna_ohgw.opening import open_storage
 from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.tracking import check_tracking, send_cell, send_report, tracked
 

@@ -49,8 +49,8 @@ def spec_of(*overrides: str) -> StudySpec:
 def tasks() -> Callable[[StudySpec], ImageTask]:
     """Spec ↦ its task; every test uses one network, as a worker does."""
     spec = spec_of()
-    data = split_images(spec.task, load_image_arrays(spec.task, None), 0, torch.device("cpu"))
-    built = ImageTask(spec.task, data, "mlp", spec.task.batch_size)
+    data = split_images(spec.image, load_image_arrays(spec.image, None), 0, torch.device("cpu"))
+    built = ImageTask(spec.image, data, "mlp", spec.image.batch_size)
     return lambda spec: built
 
 
@@ -206,7 +206,7 @@ class TestRecords:
         other, plain, _ = one_trial(spec, task, variation)
 
         def kept(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
-            own = {k: v for k, v in trial.user_attrs.items() if k not in ("flops", "memory")}
+            own = {k: v for k, v in trial.user_attrs.items() if k not in ("flops", "memory", "cgroup")}
             own["ohgw"] = [
                 {k: v for k, v in record.items() if k not in ("seconds", "peak_bytes")}
                 for record in own["ohgw"]

@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from optuna_ohgw.variations import VARIATIONS, base_of, eta_of, takes_eta
+from optuna_ohgw.variations import (
+    WARM_STARTS,
+    base_of,
+    baseline_among,
+    eta_of,
+    scheduler_of,
+    takes_eta,
+    warm_start_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +37,31 @@ def test_no_positive_number_is_refused_with_the_name(text):
 
 
 def test_only_the_published_rule_and_its_control_have_a_step_size():
-    able = {name for name in VARIATIONS if takes_eta(name)}
-    assert able == {"asha-random-warm", "asha-ohgw-1step", "asha-ohgw-3step", "asha-random-3step"}
+    able = {name for name in WARM_STARTS if takes_eta(name)}
+    assert able == {"random-warm", "ohgw-1step", "ohgw-3step", "random-3step"}
     assert takes_eta("asha-ohgw-1step@3e-4")
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "warm"),
+    [
+        ("asha-baseline", "asha", "baseline"),
+        ("asha-promotion-ohgw-1step@3e-4", "asha-promotion", "ohgw-1step"),
+        ("pasha-lr-grid", "pasha", "lr-grid"),
+        ("random-warm", None, "random-warm"),
+        ("hyperband-synchronous-random-linesearch", "hyperband-synchronous", "random-linesearch"),
+        ("pilot", None, None),
+        ("asha-2step", None, None),
+    ],
+)
+def test_name_is_scheduler_and_warm_start(name, scheduler, warm):
+    assert (scheduler_of(name), warm_start_of(name)) == (scheduler, warm)
+
+
+def test_no_warm_start_ends_like_another():
+    assert all(warm_start_of(f"x-{name}") == name for name in WARM_STARTS)
+
+
+def test_the_baseline_has_the_scheduler_of_the_others():
+    assert baseline_among(["pilot", "pasha-ohgw-1step", "pasha-ohgw-3step"]) == "pasha-baseline"
+    assert baseline_among([]) == "asha-baseline"

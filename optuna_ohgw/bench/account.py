@@ -9,10 +9,10 @@ from itertools import groupby, pairwise
 import optuna
 from optuna.trial import FrozenTrial
 
-from optuna_ohgw.cells import cells_of, open_storage
+from optuna_ohgw.cells import cells_of
+from optuna_ohgw.history import CURVE, FINAL
+from optuna_ohgw.opening import open_storage
 from optuna_ohgw.spec import StudySpec
-from optuna_ohgw.trial import CURVE
-from optuna_ohgw.worker import FINAL
 
 TRAINING, START, BETWEEN, INSIDE, CHANGE, WAITING, CLOSE = (
     "training",

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from optuna_ohgw.bench.cases import Case
-from optuna_ohgw.bench.clock import cores, synchronize
+from optuna_ohgw.bench.clock import cores, synchronize, use
 from optuna_ohgw.bench.fused import fused_epoch
 from optuna_ohgw.bench.plain import plain_epoch
 from optuna_ohgw.cost import PeakMemory
 from optuna_ohgw.tasks.image import ImageTask
-from optuna_ohgw.training import TrainState, train_epoch
+from optuna_ohgw.training import train_epoch
 
 _PATIENCE_SECONDS = 300.0
 
@@ -122,8 +122,8 @@ class Processes:
 
 def _serve(end: Connection, barriers: Mapping[int, Barrier], case: Case, device_name: str) -> None:
     device = torch.device(device_name)
+    use(device)
     task = case.task(device)
-    state = case.state(task)
     forms: dict[tuple[int | None, int], Callable[[], Any]] = {}
     try:
         while True:
@@ -131,19 +131,24 @@ def _serve(end: Connection, barriers: Mapping[int, Barrier], case: Case, device_
             torch.set_num_threads(job.threads)
             key = job.workers, job.fused
             if key not in forms:
-                forms[key] = _form(task, state, job)
+                forms[key] = _form(case, task, job)
             end.send(_do(job, forms[key], barriers[job.processes], device))
     except (EOFError, OSError, BrokenBarrierError, KeyboardInterrupt):
         return
 
 
-def _form(task: ImageTask, state: TrainState, job: Job) -> Callable[[], Any]:
+def _form(case: Case, task: ImageTask, job: Job) -> Callable[[], Any]:
     if job.workers is not None:
-        return plain_epoch(task, state, job.workers)
+        return plain_epoch(task, case.state(task), job.workers)
+    states = case.states(task)
     if job.fused == 1:
-        return lambda: train_epoch(task, state)
-    states = [replace(state, config_index=index) for index in range(job.fused)]
-    return lambda: fused_epoch(task, states)
+        return lambda: train_epoch(task, next(states))
+
+    def fused() -> None:
+        state = next(states)
+        fused_epoch(task, [replace(state, config_index=index) for index in range(job.fused)])
+
+    return fused
 
 
 def _do(

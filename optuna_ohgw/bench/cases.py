@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Literal
 
 import torch
@@ -10,7 +12,7 @@ from optuna.distributions import FloatDistribution
 from torch import Tensor
 
 from optuna_ohgw.space import SearchSpace
-from optuna_ohgw.spec import AugmentationSpec, TaskSpec
+from optuna_ohgw.spec_parts import AugmentationSpec, TaskSpec
 from optuna_ohgw.tasks.data import split
 from optuna_ohgw.tasks.image import ImageTask, load_image_arrays
 from optuna_ohgw.training import TrainState, initial_state
@@ -43,6 +45,7 @@ class Case:
         pictures: Training pictures, the digits over again if need be; None: all the digits once.
         full: Training pictures of the epoch that this one stands for; None: it is one itself.
         threads: Threads of one trial, as in its study; None: as many as there are cores.
+        augmentation: As in its study.
     """
 
     name: str
@@ -54,10 +57,10 @@ class Case:
     pictures: int | None = None
     full: int | None = None
     threads: int | None = None
+    augmentation: AugmentationSpec = field(default_factory=AugmentationSpec)
 
     def task(self, device: torch.device) -> ImageTask:
         """Return the task on a device, with a network of its own."""
-        side = self.size or 8
         spec = TaskSpec(
             data="digits",
             model=self.model,
@@ -66,7 +69,7 @@ class Case:
             validation_images=_DIGITS_VALIDATION,
             size=self.size,
             channels=self.channels,
-            augmentation=AugmentationSpec(flip=False, crop_padding=side // 8, cutout=side // 2),
+            augmentation=self.augmentation,
         )
         arrays = load_image_arrays(spec, None)
         data = split(arrays, validation_images=_DIGITS_VALIDATION, seed=0, device=device)
@@ -87,13 +90,25 @@ class Case:
         """Return the state before training, with ψ."""
         return replace(initial_state(task, 0, 0, self.epochs), psi=PSI)
 
+    def states(self, task: ImageTask) -> Iterator[TrainState]:
+        """Yield that state at one epoch after another, so that each draws its own random numbers."""
+        first = self.state(task)
+        return (replace(first, epoch=i % self.epochs) for i in count())
+
     def scale(self, task: ImageTask) -> float:
         """Return how many of the task's epochs make a full one."""
         pictures = len(task.data.train_images)
         return (self.full or pictures) / pictures
 
 
-DIGITS = Case("digits, MLP, batch 32", "mlp", batch_size=32, epochs=27, threads=1)
+DIGITS = Case(
+    "digits, MLP, batch 32",
+    "mlp",
+    batch_size=32,
+    epochs=27,
+    threads=1,
+    augmentation=AugmentationSpec(flip=False, crop_padding=1, operations=2, cutout=3),
+)
 
 
 def resnet20(batches: int | None = None) -> Case:

@@ -61,6 +61,12 @@ def interleaved(
     return times
 
 
+def use(device: torch.device) -> None:
+    """Make a GPU that is named by number the current one, as a worker does."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for a GPU's work."""
     if device.type == "cuda":

@@ -8,7 +8,8 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 
-from optuna_ohgw.cells import RETRY_OF, Cell
+from optuna_ohgw.cells import Cell
+from optuna_ohgw.history import RETRY_OF
 
 _OF_STUDY: tuple[Any, ...] = (
     models.StudyDirectionModel,

@@ -20,8 +20,10 @@ from optuna_ohgw.bench.clock import Spread, machine, ratios
 from optuna_ohgw.bench.copies import fill_cell, fill_storage
 from optuna_ohgw.bench.searches import Search, as_worker, in_turns, prepare, search, undone
 from optuna_ohgw.bench.study import digits_study
-from optuna_ohgw.cells import Cell, cells_of, open_storage
-from optuna_ohgw.spec import BudgetSpec, SchedulerSpec, StudySpec
+from optuna_ohgw.cells import Cell, cells_of
+from optuna_ohgw.opening import open_database
+from optuna_ohgw.spec import StudySpec
+from optuna_ohgw.spec_parts import BudgetSpec, SchedulerSpec
 
 _VARIATION = "asha-ohgw-1step"
 _EPOCHS = 3
@@ -114,7 +116,7 @@ def _study(folder: Path, device_name: str, trials: int) -> StudySpec:
 
 def _storage(spec: StudySpec) -> RDBStorage:
     spec.folder.mkdir(parents=True)
-    return open_storage(spec.storage_url, create=True)
+    return open_database(spec.storage_url, create=True)
 
 
 def _check(spec: StudySpec) -> float:

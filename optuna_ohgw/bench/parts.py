@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import optuna
@@ -15,14 +16,15 @@ from torch import Tensor
 
 from optuna_ohgw.bench.cases import PSI, SPACE
 from optuna_ohgw.bench.clock import synchronize
-from optuna_ohgw.cells import open_storage
+from optuna_ohgw.history import CURVE
 from optuna_ohgw.hypergrad import lean
+from optuna_ohgw.opening import open_database
 from optuna_ohgw.seeds import Purpose, derive_seed
 from optuna_ohgw.storage import BatchedStorage
 from optuna_ohgw.tasks.image import ImageTask, RawImages
 from optuna_ohgw.tasks.precision import autocast
 from optuna_ohgw.training import TrainState, cosine, load, state_loss
-from optuna_ohgw.trial import CURVE, Curve
+from optuna_ohgw.trial import Curve
 
 DATA, AUGMENTATION, FORWARD, BACKWARD, OPTIMIZER = (
     "data (order and draws)",
@@ -123,17 +125,20 @@ def timed_epoch(task: TimedTask, state: TrainState) -> TrainState:
     return after
 
 
-def timed_parts(task: ImageTask, state: TrainState, repeats: int) -> list[dict[str, float]]:
+def timed_parts(
+    task: ImageTask, states: Iterator[TrainState], *, repeats: int, epochs: int
+) -> list[dict[str, float]]:
     """Return the seconds of an epoch by part, one dictionary a repeat, after one that does not count.
 
-    ``WARM_START`` is one whole warm start, lean and of horizon 1; ``STORAGE`` all that a trial
-    asks of SQLite: its making, its parameters, a report an epoch, its curve and its end.
+    ``WARM_START`` is one whole warm start, lean and of horizon 1; ``STORAGE`` all that a trial of
+    so many epochs asks of SQLite: its making, its parameters, a report an epoch, its curve and its
+    end.
     """
     timed, measured = TimedTask(task), []
     z = SPACE.to_search(PSI)
     with tempfile.TemporaryDirectory() as folder:
-        store_trial = _storing(Path(folder), state.epochs)
-        for _ in range(repeats + 1):
+        store_trial = _storing(Path(folder), epochs)
+        for state in islice(states, repeats + 1):
             timed.parts = parts = Parts(task.device)
             timed_epoch(timed, state)
             with parts.part(EVALUATION):
@@ -146,17 +151,21 @@ def timed_parts(task: ImageTask, state: TrainState, repeats: int) -> list[dict[s
     return measured[1:]
 
 
-def full_epoch(seconds: Mapping[str, float], *, scale: float, epochs: int) -> dict[str, float]:
+def full_epoch(
+    seconds: Mapping[str, float], *, scale: float, epochs: float, warm_starts: float
+) -> dict[str, float]:
     """Return the seconds by part of a full epoch, with its share of what a trial does once.
 
     Args:
         seconds: Those of a measured epoch, with the trial's whole warm start and storage.
         scale: Measured epochs in a full one, by pictures.
-        epochs: Epochs of the trial.
+        epochs: Epochs of the mean trial.
+        warm_starts: Warm starts of the mean trial.
     """
     full = {name: s * (scale if name in _PER_PICTURE else 1.0) for name, s in seconds.items()}
     for name in _PER_TRIAL:
         full[name] /= epochs
+    full[WARM_START] *= warm_starts
     return full
 
 
@@ -168,7 +177,7 @@ def shares(seconds: Mapping[str, float]) -> dict[str, float]:
 
 def _storing(folder: Path, epochs: int) -> Callable[[], None]:
     """Return the storing of a trial of so many epochs."""
-    database = open_storage(f"sqlite:///{folder / 'bench.db'}", create=True)
+    database = open_database(f"sqlite:///{folder / 'bench.db'}", create=True)
     study = optuna.create_study(storage=BatchedStorage(database, sole=True), study_name="bench")
 
     def store_trial() -> None:

@@ -15,27 +15,35 @@ from optuna_ohgw.tasks.precision import autocast
 from optuna_ohgw.training import TrainState
 
 
-def plain_epoch(task: ImageTask, state: TrainState, workers: int) -> Callable[[], None]:
+def plain_epoch(
+    task: ImageTask, state: TrainState, workers: int, *, evaluation: bool = False
+) -> Callable[[], None]:
     """Return an epoch with torchvision's transforms an image, a DataLoader and plain SGD.
 
-    Its network, in the contiguous memory format, and its random stream are its own.
+    With ``evaluation`` it ends with the validation accuracy, by a DataLoader too. Its network, in the
+    contiguous memory format, and its random stream are its own.
     """
     from torch.utils.data import DataLoader
     from torchvision.transforms import v2
 
     size, settings = task.data.height, task.settings
+    erased = (settings.cutout / size) ** 2
+    scaled = [v2.ToDtype(torch.float32, scale=True), _ZScore()]
     transforms = v2.Compose(
         [
             v2.ToPILImage(),
             v2.RandomCrop(size, padding=settings.crop_padding),
+            *([v2.RandomHorizontalFlip()] if settings.flip else []),
             v2.RandAugment(num_ops=settings.operations, magnitude=int(3 * PSI["magnitude"])),
             v2.PILToTensor(),
-            v2.ToDtype(torch.float32, scale=True),
-            _ZScore(),
-            v2.RandomErasing(p=1.0, scale=(0.25, 0.25), ratio=(1.0, 1.0)),
+            *scaled,
+            v2.RandomErasing(p=1.0, scale=(erased, erased), ratio=(1.0, 1.0)),
         ]
     )
     pictures = _Pictures(task.data.train_images.cpu(), task.data.train_labels.cpu(), transforms)
+    held_out = _Pictures(
+        task.data.validation_images.cpu(), task.data.validation_labels.cpu(), v2.Compose(scaled)
+    )
     loader = DataLoader(
         pictures,
         batch_size=task.batch_size,
@@ -45,10 +53,18 @@ def plain_epoch(task: ImageTask, state: TrainState, workers: int) -> Callable[[]
         pin_memory=task.device.type == "cuda",
         generator=torch.Generator().manual_seed(0),
     )
+    validation = DataLoader(
+        held_out,
+        batch_size=1000,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=task.device.type == "cuda",
+    )
     network = own_network(task, state)
     optimizer = sgd(network, fused=False)
 
     def epoch() -> None:
+        network.train()
         for inputs, target in loader:
             optimizer.zero_grad()
             with autocast(task.device):
@@ -58,6 +74,17 @@ def plain_epoch(task: ImageTask, state: TrainState, workers: int) -> Callable[[]
                 )
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+        if evaluation:
+            evaluate()
+
+    def evaluate() -> float:
+        correct = torch.zeros((), device=task.device)
+        network.eval()
+        with torch.inference_mode(), autocast(task.device):
+            for inputs, target in validation:
+                output = network(inputs.to(task.device, non_blocking=True))
+                correct += (output.argmax(1) == target.to(task.device, non_blocking=True)).sum()
+        return float(correct) / len(held_out)
 
     return epoch
 

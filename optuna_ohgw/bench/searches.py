@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import queue
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import optuna
 import torch
@@ -19,6 +18,7 @@ from optuna_ohgw import worker
 from optuna_ohgw.bench.account import time_of
 from optuna_ohgw.bench.copies import forget, newest
 from optuna_ohgw.cells import Cell, create_cell
+from optuna_ohgw.history import FINAL
 from optuna_ohgw.spec import StudySpec
 
 
@@ -69,7 +69,9 @@ def as_worker() -> Iterator[None]:
         worker._context = None
         worker._tasks.clear()
         for url in set(worker._databases) - known:
-            worker._databases.pop(url).engine.dispose()
+            database = worker._databases.pop(url)
+            assert isinstance(database, RDBStorage)
+            database.engine.dispose()
 
 
 def prepare(storage: BaseStorage, spec: StudySpec, cell: Cell) -> None:
@@ -80,10 +82,9 @@ def prepare(storage: BaseStorage, spec: StudySpec, cell: Cell) -> None:
 
 def search(spec: StudySpec, cell: Cell, *, finish: bool = False) -> tuple[float, float]:
     """Search a cell as a worker does; return when it began and ended."""
-    stop = multiprocessing.get_context("spawn").Event()
-    worker._context = worker.Context(spec, stop, cast(Any, queue.SimpleQueue()), logging.INFO)
+    worker._context = worker.Context(spec, threading.Event(), logging.INFO)
     began = time.time()
-    worker.search(cell, 0)
+    worker.search(cell)
     if finish:
         worker.finish(cell)
     return began, time.time()
@@ -103,7 +104,7 @@ def undone(
         times = [time_of(cell.label, trial) for trial in fresh]
         training = sum(t.training for t in times)
         if finish:
-            training += study.user_attrs[worker.FINAL].get("seconds", 0.0)
+            training += study.user_attrs[FINAL].get("seconds", 0.0)
         forget(storage, *mark)
         for file in cell.folder(spec.folder).iterdir():
             file.unlink()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from optuna_ohgw.spec import (
+from optuna_ohgw.spec import StudySpec
+from optuna_ohgw.spec_parts import (
     AugmentationSpec,
     BudgetSpec,
     ExecutionSpec,
     RangeSpec,
     SchedulerSpec,
-    StudySpec,
     TaskSpec,
     WarmStartSpec,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 from omegaconf import OmegaConf
@@ -21,31 +23,36 @@ from optuna_ohgw.bench.clock import Spread, machine
 from optuna_ohgw.bench.study import WORKERS, digits_study
 from optuna_ohgw.worker import resolve_device
 
-_MOST_RUNS = 3
 _COMMAND = "from optuna_ohgw.cli import main; main()"
 
 
 def run(console: Console, device_name: str, repeats: int) -> None:
     """Print what a run of the digits study costs around its training. Cost: over a minute a run."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    runs = [measured_run(device_name) for _ in range(min(repeats, _MOST_RUNS))]
+    runs = [measured_run(device_name) for _ in range(repeats)]
     _print(console, runs)
     console.print(machine(resolve_device(device_name), len(runs)))
 
 
-def measured_run(device_name: str) -> RunTime:
+def measured_run(device_name: str, workers: int = WORKERS, **changes: Any) -> RunTime:
     """Run the digits study in a temporary folder, as the command does for a user."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         spec, file = digits_study(Path(folder) / "output", device_name), Path(folder) / "digits.yaml"
+        spec = spec.model_copy(update=changes)
         OmegaConf.save(OmegaConf.create(spec.model_dump(mode="json")), file)
         began = time.time()
-        command = [sys.executable, "-c", _COMMAND, "run", str(file)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-c", _COMMAND, "run", str(file), "--workers", str(workers)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=own_environment())
         ended = time.time()
         if done.returncode:
             last = (done.stderr.strip() or "it gave no reason").splitlines()[-1]
             raise RuntimeError(f"bench: the run failed: {last}")
         return RunTime(began, ended, *times_of(spec))
+
+
+def own_environment() -> dict[str, str]:
+    """Return the environment without another storage than the study's own."""
+    return {name: value for name, value in os.environ.items() if name != "OPTUNA_OHGW_STORAGE"}
 
 
 def _print(console: Console, runs: Sequence[RunTime]) -> None:

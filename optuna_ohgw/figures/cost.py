@@ -22,13 +22,13 @@ from optuna_ohgw.figures.theme import (
     short,
     style,
 )
-from optuna_ohgw.variations import BASELINE
+from optuna_ohgw.variations import baseline_among
 
 if TYPE_CHECKING:
     from optuna_ohgw.sensitivity import Sensitivity
 
 
-def overhead_bars(cells: pd.DataFrame, source: str, reference: str = BASELINE) -> go.Figure:
+def overhead_bars(cells: pd.DataFrame, source: str, reference: str | None = None) -> go.Figure:
     """Return overhead in mbu, seconds and FLOPs and extra peak memory, per variation.
 
     Bars are medians over seeds, whiskers quartiles. Memory is against the baseline cell of the same seed.
@@ -36,9 +36,10 @@ def overhead_bars(cells: pd.DataFrame, source: str, reference: str = BASELINE) -
     Args:
         cells: What ``metrics.cell_metrics`` returns.
         source: The study file.
-        reference: The baseline.
+        reference: What memory is compared with; None: the baseline.
     """
     title = "What a warm start costs"
+    reference = reference or baseline_among(cells["variation"])
     own = cells[cells["variation"] != reference].copy()
     if own.empty:
         return empty(title, source, "no cell with a warm start has recorded an epoch yet")
@@ -109,7 +110,7 @@ def eta_sensitivity(sensitivity: Sensitivity, source: str) -> go.Figure:
     title, points = "Time to target against the step size η_h", sensitivity.points
     if points.empty:
         return empty(title, source, sensitivity.reason or "no sweep has been run")
-    figure, (color, _, _) = go.Figure(), style("asha-ohgw-1step")
+    figure, (color, _, _) = go.Figure(), style("ohgw-1step")
     if len(sensitivity.grid):
         x, edge = rounded(sensitivity.grid), {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
         figure.add_scatter(x=x, y=rounded(sensitivity.high), showlegend=False, **edge)

@@ -10,24 +10,24 @@ from collections.abc import Iterable, Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from optuna_ohgw.variations import base_of, eta_of
+from optuna_ohgw.variations import eta_of, warm_start_of
 
 INK, SOFT, GRID, ALARM = "#1b1f24", "#57606a", "#e3e6ea", "#a33b00"
 _SOLID, _DASH, _DOT = "solid", "8px,3px", "2px,3px"
 _DASHDOT, _LONG, _LONGDOT = "8px,3px,2px,3px", "16px,4px", "16px,3px,2px,3px"
 # Okabe and Ito (2008), told apart by colour-blind people; controls are greys, each with its own dash.
 _STYLES = {
-    "asha-baseline": ("#1b1f24", _SOLID, "circle"),
-    "asha-random-warm": ("#7f868d", _DASH, "square"),
-    "asha-random-3step": ("#99a0a7", _DOT, "square-open"),
-    "asha-random-trust": ("#666d74", _DASHDOT, "diamond-open"),
-    "asha-random-linesearch": ("#b1b7bd", _LONG, "cross"),
-    "asha-gaussian": ("#a08f6f", _LONGDOT, "x"),
-    "asha-lr-grid": ("#e69f00", _DASH, "star"),
-    "asha-ohgw-1step": ("#0072b2", _SOLID, "diamond"),
-    "asha-ohgw-3step": ("#d55e00", _LONG, "triangle-up"),
-    "asha-ohgw-trust": ("#009e73", _DASHDOT, "triangle-right"),
-    "asha-ohgw-linesearch": ("#cc79a7", _LONGDOT, "hexagon"),
+    "baseline": ("#1b1f24", _SOLID, "circle"),
+    "random-warm": ("#7f868d", _DASH, "square"),
+    "random-3step": ("#99a0a7", _DOT, "square-open"),
+    "random-trust": ("#666d74", _DASHDOT, "diamond-open"),
+    "random-linesearch": ("#b1b7bd", _LONG, "cross"),
+    "gaussian": ("#a08f6f", _LONGDOT, "x"),
+    "lr-grid": ("#e69f00", _DASH, "star"),
+    "ohgw-1step": ("#0072b2", _SOLID, "diamond"),
+    "ohgw-3step": ("#d55e00", _LONG, "triangle-up"),
+    "ohgw-trust": ("#009e73", _DASHDOT, "triangle-right"),
+    "ohgw-linesearch": ("#cc79a7", _LONGDOT, "hexagon"),
 }
 _OTHER = (SOFT, _DOT, "asterisk-open")
 _ETA_DASHES = (_DOT, _DASH, _SOLID, _LONG, _DASHDOT)
@@ -63,7 +63,7 @@ def style(variation: str) -> tuple[str, str, str]:
 
     A variation with its own η_h has the colour of its rule, darker the larger η_h is.
     """
-    color, dash, symbol = _STYLES.get(base_of(variation), _OTHER)
+    color, dash, symbol = _STYLES.get(warm_start_of(variation) or "", _OTHER)
     eta = eta_of(variation)
     if eta is not None:
         dash = _ETA_DASHES[round(2 * math.log10(eta)) % len(_ETA_DASHES)]
@@ -73,10 +73,9 @@ def style(variation: str) -> tuple[str, str, str]:
 
 def ordered(variations: Iterable[object]) -> list[str]:
     """Return the variations once each, in the same order in every figure."""
-    names, known = {str(v) for v in variations}, list(_STYLES)
-    return sorted(
-        names, key=lambda n: (known.index(base_of(n)) if base_of(n) in known else 99, eta_of(n) or 0, n)
-    )
+    place = {warm: i for i, warm in enumerate(_STYLES)}
+    names = {str(v) for v in variations}
+    return sorted(names, key=lambda n: (place.get(warm_start_of(n) or "", len(place)), eta_of(n) or 0, n))
 
 
 def faint(color: str, alpha: float) -> str:

@@ -25,7 +25,7 @@ from optuna_ohgw.figures.theme import (
     style,
 )
 from optuna_ohgw.records import PILOT
-from optuna_ohgw.variations import BASELINE
+from optuna_ohgw.variations import baseline_among
 
 UNITS = {"mbu": "mini-batch units", "device_s": "device seconds", "wall_s": "wall-clock seconds"}
 _GRID = 120
@@ -91,7 +91,7 @@ def best_value(curves: pd.DataFrame, source: str, targets: list[float], budget: 
 
 
 def paired_times(
-    times: pd.DataFrame, comparisons: pd.DataFrame, source: str, target: float, against: str = BASELINE
+    times: pd.DataFrame, comparisons: pd.DataFrame, source: str, target: float, against: str | None = None
 ) -> go.Figure:
     """Return T@τ (mbu) of each variation against the reference cell of the same seed.
 
@@ -103,10 +103,11 @@ def paired_times(
         comparisons: What ``comparison.comparisons`` returns.
         source: The study file.
         target: τ.
-        against: The reference.
+        against: The reference; None: the baseline.
     """
     title = f"Budget until {target:.4g} is reached, paired by seed"
     at = times[times["target"] == target]
+    against = against or baseline_among(times["variation"])
     kind = (comparisons["budget"] == "mbu") & (comparisons["against"] == against)
     chosen = comparisons[(comparisons["target"] == target) & kind & (comparisons["pairs"] > 0)]
     pairs = {variation: _pairs(at, variation, against) for variation in ordered(chosen["variation"])}

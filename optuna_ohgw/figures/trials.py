@@ -24,7 +24,7 @@ from optuna_ohgw.figures.theme import (
     style,
 )
 from optuna_ohgw.records import PILOT
-from optuna_ohgw.spec import RangeSpec
+from optuna_ohgw.spec_parts import RangeSpec
 
 # Markers in all panels together, of which each variation has a part: more say no more and weigh on the page.
 _MOST_POINTS, _MOST_OF_ONE = 3000, 800

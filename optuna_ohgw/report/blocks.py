@@ -232,12 +232,12 @@ def _rule(evidence: Evidence) -> str:
 def _origin(evidence: Evidence) -> list[list[str]]:
     spec, environment = evidence.spec, evidence.records.environment
     versions = environment.get("versions", {})
-    task, warm = spec.task, spec.warm_start
+    warm = spec.warm_start
     halving = spec.scheduler.model_dump(exclude={"name"}).items()
     return [
         ["study file", evidence.source],
-        ["task", f"{task.model} on {task.data}, {task.epochs} epochs, label noise {task.label_noise:g}"],
-        ["scheduler", "asynchronous halving, " + ", ".join(f"{key} {value}" for key, value in halving)],
+        ["task", spec.task.summary],
+        ["scheduler", f"{spec.scheduler.name}, " + ", ".join(f"{key} {value}" for key, value in halving)],
         ["warm start", f"η_h {warm.eta_h:g}, horizon {warm.horizon}, {warm.estimator}"],
         ["seeds", ", ".join(map(str, spec.seeds))],
         ["pilot seeds", ", ".join(map(str, spec.pilot_seeds)) or "none"],

@@ -13,7 +13,7 @@ from optuna_ohgw.beside import Side
 from optuna_ohgw.evidence import Evidence
 from optuna_ohgw.sampler import HISTORY_FREE
 from optuna_ohgw.sensitivity import Sensitivity, eta_sensitivity, kept_speedup
-from optuna_ohgw.variations import BASELINE, base_of, eta_of
+from optuna_ohgw.variations import base_of, eta_of, is_baseline
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -47,7 +47,7 @@ class Page:
     @cached_property
     def benefit(self) -> pd.DataFrame:
         """Paired trial differences beside the size of the hyper-gradient."""
-        return drift.benefit(self.evidence.records.steps, self.evidence.records.trials, BASELINE)
+        return drift.benefit(self.evidence.records.steps, self.evidence.records.trials)
 
     @cached_property
     def correlation(self) -> pd.DataFrame:
@@ -72,9 +72,9 @@ class Page:
         rows = []
         for other in self.with_role("noise"):
             # This study may be the noisy one, and the clean one stand beside it.
-            clean, noisy = sorted((self.evidence, other), key=lambda one: one.spec.task.label_noise)
+            clean, noisy = sorted((self.evidence, other), key=lambda one: one.spec.label_noise)
             for variation in clean.spec.variations:
-                if variation == BASELINE or variation not in noisy.spec.variations:
+                if is_baseline(variation) or variation not in noisy.spec.variations:
                     continue
                 kept, why = kept_speedup(
                     _at(clean.times, clean.primary), _at(noisy.times, noisy.primary), variation
@@ -118,9 +118,14 @@ class Page:
         """Return what the study is, in a line."""
         spec = self.evidence.spec
         pairing = "paired" if spec.sampler in HISTORY_FREE else "seed-paired only"
+        search = "learning curves of a table" if spec.replays else f"{spec.sampler} search"
+        halving = spec.scheduler
+        how = (
+            f", bootstrap_count {halving.bootstrap_count}" if halving.name == "asha" else f", {halving.name}"
+        )
         return (
             f"{self.evidence.source}: {len(spec.seeds)} {pairing} seeds, {len(spec.variations)} variations, "
-            f"{spec.sampler} search, bootstrap_count {spec.scheduler.bootstrap_count}"
+            f"{search}{how}"
         )
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Container, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -55,7 +56,8 @@ class Scheduler(ABC):
     An event is ``started``, ``resumed`` or ``report``; ``suggest`` changes nothing. So a scheduler
     can be made again, in any process, from what the storage holds. Values are minimised, or
     maximised with ``maximize``; NaN is worse than everything and equal to itself. Reports of a
-    configuration come in increasing resource; a report at or below one already seen changes nothing.
+    configuration come in increasing resource; one at or below the last changes nothing and is
+    answered as that was.
 
     Args:
         max_resource: Resource of full training.
@@ -72,6 +74,7 @@ class Scheduler(ABC):
             raise ValueError(f"max_resource is {max_resource}; give 1 or more")
         self.max_resource = max_resource
         self.maximize = maximize
+        self._last: dict[int, Decision] = {}
 
     @abstractmethod
     def suggest(self) -> Decision:
@@ -83,12 +86,34 @@ class Scheduler(ABC):
 
     @abstractmethod
     def started(self, config: int) -> None:
-        """Take note that the configuration of that position, from 0, is being trained."""
+        """Take note that the configuration of that position, from 0, is being trained.
+
+        Raises:
+            ValueError: If it was started before.
+        """
 
     @abstractmethod
     def resumed(self, config: int) -> None:
         """Take note that a paused configuration is being trained again."""
 
-    @abstractmethod
+    def unwanted(self) -> Iterable[int]:
+        """Return the paused configurations that it will never resume, whatever happens."""
+        return ()
+
     def report(self, config: int, resource: int, value: float) -> Decision:
         """Take note of a value after ``resource`` units; return what the configuration does."""
+        last = self._last.get(config)
+        if last is not None and resource <= last.resource:
+            return last
+        decision = self._last[config] = self._decide(config, resource, value)
+        return decision
+
+    @abstractmethod
+    def _decide(self, config: int, resource: int, value: float) -> Decision:
+        """Take note of a value beyond those that the configuration has reported."""
+
+
+def check_new(config: int, known: Container[int]) -> None:
+    """Raise ``ValueError`` if a configuration is among those that were started."""
+    if config in known:
+        raise ValueError(f"configuration {config} was started before")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from optuna_ohgw.schedulers.base import Decision
+from optuna_ohgw.schedulers.base import Decision, check_new
 from optuna_ohgw.schedulers.promotion import PromotionAsha
 from optuna_ohgw.schedulers.stopping import StoppingAsha
 
@@ -65,7 +65,11 @@ class HyperbandStopping(StoppingAsha):
 
     def started(self, config: int) -> None:
         """Take note of a new configuration: its first rung is that of its bracket."""
+        check_new(config, self._next)
         self._next[config] = self._brackets[config]
+
+    def _decide(self, config: int, resource: int, value: float) -> Decision:
+        return replace(super()._decide(config, resource, value), bracket=self._brackets[config])
 
 
 class HyperbandPromotion(PromotionAsha):
@@ -83,11 +87,15 @@ class HyperbandPromotion(PromotionAsha):
     def suggest(self) -> Decision:
         """Return whom to promote, or to start a new configuration in its bracket."""
         decision = super().suggest()
-        if decision.action == "resume":
-            return decision
+        if decision.config is not None:
+            return replace(decision, bracket=self._brackets[decision.config])
         bracket = self._brackets[len(self._next)]
         return replace(decision, until=self._until(bracket), bracket=bracket)
 
     def started(self, config: int) -> None:
         """Take note of a new configuration: its first rung is that of its bracket."""
+        check_new(config, self._next)
         self._next[config] = self._brackets[config]
+
+    def _decide(self, config: int, resource: int, value: float) -> Decision:
+        return replace(super()._decide(config, resource, value), bracket=self._brackets[config])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from optuna_ohgw.schedulers.base import Decision, Scheduler
+from optuna_ohgw.schedulers.base import Decision, Scheduler, check_new
 from optuna_ohgw.schedulers.rungs import loss_of
 
 
@@ -33,14 +33,14 @@ class OneEpoch(Scheduler):
             raise ValueError(f"keep is {keep}; give 1 to {configs}, the number of configurations")
         self.configs, self.min_resource, self.keep = configs, min_resource, keep
         self._losses: dict[int, float] = {}
-        self._count = 0
+        self._started: set[int] = set()
         self._resumed: set[int] = set()
 
     def suggest(self) -> Decision:
         """Return to start a new one, or the next best when all have had their turn."""
         chosen = self._best()
         waiting = [c for c in chosen if c not in self._resumed]
-        if self._count >= self.configs and len(self._losses) >= self.configs and waiting:
+        if len(self._started) >= self.configs and len(self._losses) >= self.configs and waiting:
             config = waiting[0]
             loss = self._losses[config]
             rank = chosen.index(config) + 1
@@ -63,7 +63,8 @@ class OneEpoch(Scheduler):
 
     def started(self, config: int) -> None:
         """Take note of a new configuration."""
-        self._count += 1
+        check_new(config, self._started)
+        self._started.add(config)
 
     def resumed(self, config: int) -> None:
         """Take note that one of the best goes on."""
@@ -71,15 +72,20 @@ class OneEpoch(Scheduler):
             raise ValueError(f"configuration {config} is not paused")
         self._resumed.add(config)
 
-    def report(self, config: int, resource: int, value: float) -> Decision:
-        """Return to pause after the short training, to stop at the end, else to go on."""
+    def unwanted(self) -> set[int]:
+        """Return all but the best, when all have had their turn."""
+        return self._losses.keys() - set(self._best()) if len(self._losses) >= self.configs else set()
+
+    def _decide(self, config: int, resource: int, value: float) -> Decision:
         if resource >= self.max_resource:
             return Decision("stop", config, "full training", resource, value=value)
         if config in self._losses or resource < self.min_resource:
             return Decision("continue", config, self.name, resource, self.until(config))
-        self._losses[config] = loss_of(value, self.maximize)
-        return Decision("pause", config, self.name, resource, rung=0, value=value, of=len(self._losses))
+        loss = self._losses[config] = loss_of(value, self.maximize)
+        rank = 1 + sum(other < loss for other in self._losses.values())
+        of = len(self._losses)
+        return Decision("pause", config, self.name, resource, rung=0, value=value, rank=rank, of=of)
 
     def _best(self) -> list[int]:
-        finite = [c for c, loss in self._losses.items() if not math.isinf(loss)]
+        finite = [c for c, loss in self._losses.items() if loss < math.inf]
         return sorted(finite, key=lambda c: self._losses[c])[: self.keep]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections.abc import Mapping
 from itertools import combinations
 
-import numpy as np
-
 from optuna_ohgw.schedulers.promotion import PromotionAsha
-from optuna_ohgw.schedulers.rungs import Rung, loss_of
+from optuna_ohgw.schedulers.rungs import Rung, loss_of, quantile
 
 
 class Pasha(PromotionAsha):
@@ -31,7 +30,6 @@ class Pasha(PromotionAsha):
 
     Attributes:
         maximum: Resource at which training ends for now.
-        epsilon: ε, in units of the value.
     """
 
     name = "pasha"
@@ -47,27 +45,45 @@ class Pasha(PromotionAsha):
         super().__init__(
             max_resource, min_resource=min_resource, reduction_factor=reduction_factor, maximize=maximize
         )
-        self.epsilon = 0.0
+        self._epsilon, self._stale = 0.0, False
         self._top = min(2, len(self.rungs))  # rungs in use
         # With one rung there are no two to compare: the maximum could never grow.
         self.maximum = self.rungs[self._top - 1].level if self._top > 1 else max_resource
         self._curves: dict[int, dict[int, float]] = {}
         self._length: dict[int, int] = {}
         self._crossings: dict[tuple[int, int], float] = {}
+        self._differences: list[float] = []  # at the crossings, rising
+        self._settled: tuple[int, int, float] | None = None  # what a ranking was last found settled with
+
+    @property
+    def epsilon(self) -> float:
+        """ε, in units of the value.
+
+        It decides nothing once training goes to the end, and is then found when it is asked for.
+        """
+        if self._stale:
+            self._look_at_all()
+            self._set_epsilon()
+            self._stale = False
+        return self._epsilon
 
     def observed(self, config: int, resource: int, value: float) -> None:
         """Keep the value, update ε, and let the maximum grow if the ranking is unsettled."""
-        curve = self._curves.setdefault(config, {})
-        if resource in curve:
-            return
-        curve[resource] = loss_of(value, self.maximize)
-        self._length[config] = resource
+        self._curves.setdefault(config, {})[resource] = loss_of(value, self.maximize)
+        before, self._length[config] = self._length.get(config, 0), resource
         if self._top < 2:
             return
-        self._update_epsilon(config)
-        if self.maximum < self.max_resource and not settled(
-            self.rungs[self._top - 1], self.rungs[self._top - 2], self.epsilon
-        ):
+        if self.maximum == self.max_resource:
+            self._stale = True
+            return
+        self._update_epsilon(config, before)
+        top, below = self.rungs[self._top - 1], self.rungs[self._top - 2]
+        key = self._top, len(top.losses), self.epsilon
+        if self._settled == key:
+            return
+        if settled(top, below, self.epsilon):
+            self._settled = key
+        else:
             self._grow()
 
     def _grow(self) -> None:
@@ -76,36 +92,53 @@ class Pasha(PromotionAsha):
             self.maximum = self.rungs[self._top - 1].level
         else:
             self.maximum = self.max_resource
-        self._crossings.clear()
-        for one, other in combinations(sorted(self._curves), 2):
-            self._look_at(one, other)
+        self._look_at_all()
 
-    def _update_epsilon(self, reported: int) -> None:
+    def _update_epsilon(self, reported: int, before: int) -> None:
         """Look again at the pairs of a configuration that has reported; set ε."""
-        low = self.rungs[self._top - 2].level
-        if self._length[reported] > low:
+        high, low = self.rungs[self._top - 1].level, self.rungs[self._top - 2].level
+        # Of a pair only what both have reported matters, and what lies beyond the top rung does not.
+        if self._length[reported] > low and before < high:
             for other, length in self._length.items():
-                if length > low and other != reported:
+                if length > low and length > before and other != reported:
                     self._look_at(min(reported, other), max(reported, other))
-        if len(self._curves) < 2:
-            self.epsilon = 0.0
-        elif self._crossings:
-            self.epsilon = float(np.percentile(list(self._crossings.values()), 90))
+        self._set_epsilon()
+
+    def _set_epsilon(self) -> None:
+        if self._differences:
+            self._epsilon = quantile(self._differences, 0.9)
+
+    def _look_at_all(self) -> None:
+        low = self.rungs[self._top - 2].level
+        self._crossings.clear()
+        self._differences.clear()
+        for pair in combinations(sorted(c for c, length in self._length.items() if length > low), 2):
+            self._look_at(*pair)
 
     def _look_at(self, one: int, other: int) -> None:
         """Keep the difference of two curves at the last epoch of both, if they cross twice before."""
         a, b = self._curves[one], self._curves[other]
         high, low = self.rungs[self._top - 1].level, self.rungs[self._top - 2].level
-        self._crossings.pop((one, other), None)
+        known = self._crossings.pop((one, other), None)
+        if known is not None:
+            del self._differences[bisect_left(self._differences, known)]
         last = min(self._length[one], self._length[other], high)
+        if last not in a or last not in b:  # units were skipped
+            last = max((e for e in a if e in b and e <= high), default=0)
         if last > low and crossed_twice(a, b, last) and math.isfinite(a[last] - b[last]):
-            self._crossings[one, other] = abs(a[last] - b[last])
+            difference = self._crossings[one, other] = abs(a[last] - b[last])
+            insort(self._differences, difference)
 
 
 def crossed_twice(one: Mapping[int, float], other: Mapping[int, float], last: int) -> bool:
-    """Return whether, back from ``last``, the order of two curves flips and then returns."""
+    """Return whether, back from ``last``, the order of two curves flips and then returns.
+
+    Only units that both have count.
+    """
     order, flipped = one[last] > other[last], False
     for epoch in range(last - 1, 0, -1):
+        if epoch not in one or epoch not in other:
+            continue
         if (one[epoch] > other[epoch]) != order:
             flipped = True
         elif flipped:

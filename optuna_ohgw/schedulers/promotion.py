@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from itertools import takewhile
 
-from optuna_ohgw.schedulers.base import Decision, Scheduler
+from optuna_ohgw.schedulers.base import Decision, Scheduler, check_new
 from optuna_ohgw.schedulers.rungs import Rung, loss_of, make_rungs
 
 
@@ -46,7 +47,7 @@ class PromotionAsha(Scheduler):
             if rung.level >= self.maximum or cutoff is None or not rung.waiting:
                 continue
             loss, _, config = rung.waiting[0]
-            if loss <= cutoff and not math.isinf(loss):
+            if loss <= cutoff and loss < math.inf:
                 return self._decision("resume", config, rung.level, index, rung, loss)
         return Decision("start", None, self.name, until=self._until(0), maximum=self.maximum)
 
@@ -56,6 +57,7 @@ class PromotionAsha(Scheduler):
 
     def started(self, config: int) -> None:
         """Take note of a new configuration."""
+        check_new(config, self._next)
         self._next[config] = 0
 
     def resumed(self, config: int) -> None:
@@ -65,12 +67,16 @@ class PromotionAsha(Scheduler):
             ValueError: If the configuration is not paused.
         """
         index = self._next[config] - 1
-        if index < 0 or not any(entry[2] == config for entry in self.rungs[index].waiting):
+        if index < 0 or not self.rungs[index].waits(config):
             raise ValueError(f"configuration {config} is not paused")
         self.rungs[index].promote(config)
 
-    def report(self, config: int, resource: int, value: float) -> Decision:
-        """Return to pause at a rung, to stop at the end, else to go on."""
+    def unwanted(self) -> list[int]:
+        """Return those whose value was NaN."""
+        last = [takewhile(lambda entry: entry[0] == math.inf, reversed(rung.waiting)) for rung in self.rungs]
+        return [config for entries in last for *_, config in entries]
+
+    def _decide(self, config: int, resource: int, value: float) -> Decision:
         index = self._next[config]
         if resource >= self.max_resource:
             self.observed(config, resource, value)
@@ -103,7 +109,7 @@ class PromotionAsha(Scheduler):
             resource,
             until=self._until(index + 1) if action == "resume" else None,
             rung=index,
-            value=math.nan if math.isinf(loss) else sign * loss,
+            value=math.nan if loss == math.inf else sign * loss,
             cutoff=None if cutoff is None else sign * cutoff,
             rank=rung.rank(loss),
             of=len(rung.losses),

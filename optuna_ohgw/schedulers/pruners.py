@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-import time
+import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner
+from optuna.samplers import TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_ohgw.history import DECISION, RESUMED, RESUMED_FROM, decisions_of, resume
-from optuna_ohgw.schedulers.base import Scheduler
+from optuna_ohgw.history import (
+    DECISION,
+    RESUMED,
+    RESUMED_FROM,
+    decisions_of,
+    dropped,
+    is_duplicate,
+    resume,
+    rising_time,
+)
+from optuna_ohgw.schedulers.base import Decision, Scheduler
+from optuna_ohgw.schedulers.fold import DECIDED, Fold
 from optuna_ohgw.schedulers.hyperband import HyperbandStopping
 from optuna_ohgw.schedulers.pasha import Pasha
 from optuna_ohgw.schedulers.promotion import PromotionAsha
 
-_STARTED, _DECIDED, _RESUMED = 0, 1, 2
+LOCK = threading.RLock()  # threads of a process share what is folded
 
 
 class SchedulerPruner(BasePruner):
@@ -27,6 +39,8 @@ class SchedulerPruner(BasePruner):
     resumes a paused trial, a waiting one with its values and the attribute ``resumed_from`` is
     queued, which the next ``study.ask`` takes. Train by :func:`optuna_ohgw.epochs`, which keeps
     the checkpoints. A system attribute of the trial holds each decision: rung, value, cut-off, rank, rule.
+    To TPE, the sampler that learns from pruned trials, the two would be two points: give it as
+    ``OhgwSampler(TPESampler())``, which needs no warm start; a warning says so otherwise.
 
     Any number of processes may share the storage. The scheduler's state is folded from the
     decisions stored there, in the order of their times; memory holds no more than what was folded
@@ -34,11 +48,17 @@ class SchedulerPruner(BasePruner):
 
     Args:
         scheduler: Whether the study maximises ↦ a fresh scheduler.
+
+    Attributes:
+        eager: Whether a pause queues at once whom its worker trains next; else ``queue`` does.
     """
+
+    eager = True
 
     def __init__(self, scheduler: Callable[[bool], Scheduler]) -> None:
         self._make = scheduler
-        self._folds: dict[int, _Fold] = {}
+        self._folds: dict[int, Fold] = {}
+        self._gone: dict[int, set[int]] = {}  # as of the last look
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Return whether the trial ends here, paused or stopped."""
@@ -50,140 +70,113 @@ class SchedulerPruner(BasePruner):
         decided = decisions_of(trial)
         if step in decided:
             return bool(decided[step]["ends"])
-        if decided and step < decided[max(decided)].get("next", 0):
-            return False
+        due = decided[max(decided)].get("next", 0) if decided else 0
+        with LOCK:
+            return step >= due and self._decide(study, trial, step)
+
+    def _decide(self, study: optuna.Study, trial: FrozenTrial, step: int) -> bool:
         trials = study.get_trials(deepcopy=False)
         fold = self._fold(study, trials)
         scheduler, config = fold.scheduler, fold.position(trial)
+        if config is None:
+            return self._stranger_ends(trial)
+        if is_duplicate(trial, trials):
+            return True
         if step < scheduler.until(config):
             return False
         decision = None
         for resource in fold.unreported(config, trial, step):
             decision = scheduler.report(config, resource, trial.intermediate_values[resource])
         assert decision is not None
-        now = time.time()
-        fold.note((now, config, _DECIDED, step))
+        now = rising_time()
+        fold.note((now, config, DECIDED, step))
         record = {**decision.record(), "time": now, "ends": False}
         if decision.action != "continue":
-            free = scheduler.suggest()
-            if free.config == config:
+            free = self._suggest(study, fold) if self.eager else None
+            if free is None:
+                record["ends"] = step < scheduler.max_resource
+            elif free.config == config:
                 scheduler.resumed(config)
-                record |= {"action": "continue", "promoted": True}
+                record |= {"action": "continue", "promoted": True, "why": free.record()}
             else:
                 record["ends"] = step < scheduler.max_resource
-                if free.config is not None:
-                    self._resume(study, fold, free.config, trials)
+                if free.action == "resume":
+                    self._resume(study, fold, free, trials)
         if record["action"] == "continue":
             record["next"] = scheduler.until(config)
         study._storage.set_trial_system_attr(trial._trial_id, f"{DECISION}{step}", record)
         return bool(record["ends"])
 
-    def _resume(self, study: optuna.Study, fold: _Fold, config: int, trials: list[FrozenTrial]) -> None:
-        """Queue a paused trial, unless its process has not yet made its checkpoint."""
-        source = fold.latest[config]
-        if trials[source].state == TrialState.PRUNED:
-            resume(study, trials[source])
+    def queue(self, study: optuna.Study) -> bool:
+        """Queue the trial that a free worker resumes, if there is one; for runners that ask themselves.
 
-    def _fold(self, study: optuna.Study, trials: list[FrozenTrial]) -> _Fold:
+        A pause queues it as a rule. Not where the trial's process had not yet made its checkpoint,
+        or was killed.
+        """
+        with LOCK:
+            trials = study.get_trials(deepcopy=False)
+            fold = self._fold(study, trials)
+            free = self._suggest(study, fold)
+            if free.action == "start":
+                return self._start(study, free)
+            return self._resume(study, fold, free, trials)
+
+    def unwanted(self, study: optuna.Study) -> list[int]:
+        """Return the trials that are paused for good, in whose checkpoints nothing is of use any more.
+
+        The last trial of each such configuration; less those whose checkpoints are known to be deleted.
+        """
+        with LOCK:
+            trials = study.get_trials(deepcopy=False)
+            fold = self._fold(study, trials)
+            paused = [fold.latest[config] for config in fold.scheduler.unwanted()]
+            new = [number for number in paused if number not in self._gone.get(study._study_id, ())]
+            if new:
+                gone = self._gone[study._study_id] = dropped(trials)
+                new = [number for number in new if number not in gone]
+        return new
+
+    def _suggest(self, study: optuna.Study, fold: Fold) -> Decision:
+        return fold.scheduler.suggest()
+
+    def _start(self, study: optuna.Study, chosen: Decision) -> bool:
+        """Queue a new configuration; here it is the sampler's to choose."""
+        return False
+
+    def _resume(self, study: optuna.Study, fold: Fold, chosen: Decision, trials: list[FrozenTrial]) -> bool:
+        """Queue a paused trial, unless its process has not yet made its checkpoint."""
+        assert chosen.config is not None
+        source = fold.latest[chosen.config]
+        if trials[source].state != TrialState.PRUNED:
+            return False
+        # A choice may take a second, in which another process made the same.
+        later = study.get_trials(deepcopy=False)[len(trials) :]
+        if any(t.user_attrs.get(RESUMED_FROM) == source for t in later):
+            return False
+        if isinstance(study.sampler, TPESampler) and trials[source].params:
+            warnings.warn(
+                "TPESampler takes a trial that was paused and resumed for two points; "
+                "pass sampler=OhgwSampler(TPESampler(...)), to which it is one",
+                UserWarning,
+                stacklevel=2,
+            )
+        resume(study, trials[source], until=chosen.until, why=chosen.record())
+        return True
+
+    def _stranger_ends(self, trial: FrozenTrial) -> bool:
+        """Return whether a trial ends that was not chosen from a pool, or that another already trains."""
+        return True
+
+    def _fresh(self, study: optuna.Study, trials: list[FrozenTrial]) -> Fold:
+        return Fold(self._make(study.direction == StudyDirection.MAXIMIZE))
+
+    def _fold(self, study: optuna.Study, trials: list[FrozenTrial]) -> Fold:
         fold = self._folds.get(study._study_id)
         if fold is None or not fold.update(trials):
-            fold = _Fold(self._make(study.direction == StudyDirection.MAXIMIZE))
+            fold = self._fresh(study, trials)
             fold.update(trials)
             self._folds[study._study_id] = fold
         return fold
-
-
-_Event = tuple[float, int, int, int]
-
-
-class _Fold:
-    """A scheduler with the events that it has seen.
-
-    Attributes:
-        latest: Number of the last trial of each configuration.
-    """
-
-    def __init__(self, scheduler: Scheduler) -> None:
-        self.scheduler = scheduler
-        self.latest: dict[int, int] = {}
-        self._seen: set[tuple[int, int, int]] = set()
-        self._reported: dict[int, int] = {}
-        self._positions: dict[int, int] = {}
-        self._roots = 0
-        self._resumed_by: dict[int, int] = {}  # the first by number; others are duplicates
-        self._last = 0.0
-        self._closed = 0  # trials below this number are finished and seen whole
-
-    def position(self, trial: FrozenTrial) -> int:
-        """Return the position of a trial's configuration among all that were started."""
-        return self._positions[trial.number]
-
-    def unreported(self, config: int, trial: FrozenTrial, step: int) -> list[int]:
-        """Return the resources of a trial up to a step that the scheduler has not seen; they count now."""
-        last = self._reported.get(config, 0)
-        self._reported[config] = step
-        return sorted(s for s in trial.intermediate_values if last < s <= step)
-
-    def note(self, event: _Event) -> None:
-        """Take note of an event that was folded."""
-        self._seen.add(event[1:])
-        self._last = max(self._last, event[0])
-
-    def update(self, trials: list[FrozenTrial]) -> bool:
-        """Fold what is new; return False if something new comes before what is folded."""
-        fresh: list[tuple[_Event, FrozenTrial]] = []
-        for trial in trials[self._closed :]:
-            self._place(trial)
-            fresh += [(e, trial) for e in self._events(trial) if e[1:] not in self._seen]
-        while self._closed < len(trials) and trials[self._closed].state.is_finished():
-            self._closed += 1
-        fresh.sort(key=lambda pair: pair[0])
-        if any(event[0] < self._last and event[2] != _STARTED for event, _ in fresh):
-            return False
-        for event, trial in fresh:
-            if event[1:] not in self._seen:
-                self._apply(event, trial)
-                self.note(event)
-        return True
-
-    def _place(self, trial: FrozenTrial) -> None:
-        if trial.number not in self._positions:
-            source = trial.user_attrs.get(RESUMED_FROM)
-            self._positions[trial.number] = self._roots if source is None else self._positions[source]
-            self._roots += source is None
-            if source is not None:
-                self._resumed_by.setdefault(source, trial.number)
-
-    def _events(self, trial: FrozenTrial) -> list[_Event]:
-        config, events = self._positions[trial.number], list[_Event]()
-        if trial.user_attrs.get(RESUMED_FROM) is None:
-            events.append((0.0, config, _STARTED, 0))
-        decided = decisions_of(trial)
-        for resource, record in decided.items():
-            # A storage reads values and attributes one after the other: what is decided on may lack.
-            if resource in trial.intermediate_values:
-                events.append((record["time"], config, _DECIDED, resource))
-        source = trial.user_attrs.get(RESUMED_FROM)
-        if source is not None and self._resumed_by[source] == trial.number:
-            resumed = trial.system_attrs[RESUMED]
-            # Not before the pause, whatever the clocks of two machines say.
-            pause = decided[resumed["resource"]]["time"]
-            events.append((max(resumed["time"], pause), config, _RESUMED, source))
-        return events
-
-    def _apply(self, event: _Event, trial: FrozenTrial) -> None:
-        _, config, kind, what = event
-        if kind == _STARTED:
-            self.scheduler.started(config)
-            self.latest[config] = trial.number
-        elif kind == _RESUMED:
-            self.scheduler.resumed(config)
-            self.latest[config] = trial.number
-        else:
-            for resource in self.unreported(config, trial, what):
-                self.scheduler.report(config, resource, trial.intermediate_values[resource])
-            if trial.system_attrs[f"{DECISION}{what}"].get("promoted"):
-                self.scheduler.resumed(config)
 
 
 class PromotionPruner(SchedulerPruner):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 
 def levels(min_resource: int, max_resource: int, reduction_factor: int) -> tuple[int, ...]:
@@ -78,9 +78,23 @@ class Rung:
         insort(self.ordered, loss)
         self.losses[config] = loss
 
+    def waits(self, config: int) -> bool:
+        """Return whether a configuration is here and not promoted yet."""
+        return self._place(config) is not None
+
     def promote(self, config: int) -> None:
         """Take a configuration off those that wait; it still counts in the cut-off."""
-        self.waiting = [entry for entry in self.waiting if entry[2] != config]
+        place = self._place(config)
+        if place is not None:
+            del self.waiting[place]
+
+    def _place(self, config: int) -> int | None:
+        loss = self.losses.get(config)
+        if loss is None:
+            return None
+        first = bisect_left(self.waiting, (loss, -1, -1))
+        ties = takewhile(lambda i: self.waiting[i][0] == loss, range(first, len(self.waiting)))
+        return next((i for i in ties if self.waiting[i][2] == config), None)
 
     def rank(self, loss: float) -> int:
         """Return the place of a loss among those here, 1 for the best."""

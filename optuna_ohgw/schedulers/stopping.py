@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from optuna_ohgw.schedulers.base import Decision, Scheduler
+from optuna_ohgw.schedulers.base import Decision, Scheduler, check_new
 from optuna_ohgw.schedulers.rungs import loss_of, make_rungs
 
 
@@ -61,6 +61,7 @@ class StoppingAsha(Scheduler):
 
     def started(self, config: int) -> None:
         """Take note of a new configuration."""
+        check_new(config, self._next)
         self._next[config] = 0
 
     def resumed(self, config: int) -> None:
@@ -72,8 +73,7 @@ class StoppingAsha(Scheduler):
         """Name of the rule in a decision."""
         return f"asha, {self.rule}"
 
-    def report(self, config: int, resource: int, value: float) -> Decision:
-        """Return whether the configuration goes on."""
+    def _decide(self, config: int, resource: int, value: float) -> Decision:
         decision, loss = None, loss_of(value, self.maximize)
         while self._until(self._next[config]) <= min(resource, self.max_resource - 1):
             decision = self._test(config, resource, value, loss)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from optuna_ohgw.schedulers.base import Decision, Scheduler
+from optuna_ohgw.schedulers.base import Decision, Scheduler, check_new
 from optuna_ohgw.schedulers.rungs import levels, loss_of
 
 
@@ -24,7 +24,7 @@ def bracket_sizes(levels_in_all: int, reduction_factor: int) -> list[list[int]]:
     return brackets
 
 
-@dataclass
+@dataclass(eq=False)
 class _Bracket:
     """A run of successive halving: the sizes and resources of its rungs, and where it stands."""
 
@@ -36,6 +36,7 @@ class _Bracket:
     losses: dict[int, float] = field(default_factory=dict)
     chosen: list[int] = field(default_factory=list)
     of: int = 0  # values that the chosen were chosen from
+    left: list[int] = field(default_factory=list)  # those that were not chosen
 
     @property
     def size(self) -> int:
@@ -64,6 +65,7 @@ class _Bracket:
         numbers = [config for config, loss in self.losses.items() if not math.isnan(loss)]
         self.rung, self.of = self.rung + 1, len(self.losses)
         self.chosen = sorted(numbers, key=self.losses.__getitem__)[: self.sizes[self.rung]]
+        self.left += self.losses.keys() - set(self.chosen)
         self.begun, self.losses = 0, {}
         return not self.chosen
 
@@ -99,12 +101,12 @@ class HyperbandSynchronous(Scheduler):
     ) -> None:
         super().__init__(max_resource, maximize=maximize)
         self.levels = (*levels(min_resource, max_resource, reduction_factor), max_resource)
+        self._factor = reduction_factor
         self._sizes = bracket_sizes(len(self.levels), reduction_factor)
         self._opened = 0
         self._open: list[_Bracket] = []  # those not yet at an end, the oldest first
         self._places: list[_Bracket] = []  # bracket by position
         self._of: dict[int, _Bracket] = {}
-        self._last: dict[int, Decision] = {}
 
     def suggest(self) -> Decision:
         """Return whom to resume, or to start a new configuration, in the oldest bracket with work."""
@@ -134,8 +136,7 @@ class HyperbandSynchronous(Scheduler):
 
     def started(self, config: int) -> None:
         """Take note of a new configuration, of the bracket that its position has."""
-        if config in self._of:
-            raise ValueError(f"configuration {config} was started before")
+        check_new(config, self._of)
         while config >= len(self._places):
             bracket = self._next()
             self._open.append(bracket)
@@ -158,13 +159,20 @@ class HyperbandSynchronous(Scheduler):
         bracket.chosen.insert(bracket.begun, config)
         bracket.begun += 1
 
-    def report(self, config: int, resource: int, value: float) -> Decision:
-        """Return to pause at a rung, to stop at the end, else to go on."""
-        last = self._last.get(config)
-        if last is not None and resource <= last.resource:
-            return last
-        self._last[config] = decision = self._decide(config, resource, value)
-        return decision
+    def unwanted(self) -> list[int]:
+        """Return those that were not among the best of their rung when it ended."""
+        return [config for bracket in dict.fromkeys(self._places) for config in bracket.left]
+
+    def close(self) -> None:
+        """Take note that no new configuration will come.
+
+        The bracket that is being filled ends its first rung with those that it has.
+        """
+        for bracket in self._open:
+            if bracket.rung == 0 and bracket.free:
+                bracket.sizes = [-(-bracket.begun // self._factor**k) for k in range(len(bracket.sizes))]
+                if bracket.ended():
+                    self._open.remove(bracket)
 
     def _decide(self, config: int, resource: int, value: float) -> Decision:
         bracket = self._of[config]

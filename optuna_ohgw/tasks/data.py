@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _CACHE_FORMAT = 1
+CACHE = "OPTUNA_OHGW_CACHE"
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,17 @@ class ImageData:
     def width(self) -> int:
         """Width of a picture in pixels."""
         return int(self.train_images.shape[3])
+
+
+def cache_folder() -> Path:
+    """Return the folder of decoded pictures that all studies share.
+
+    That of the environment variable ``OPTUNA_OHGW_CACHE``, else ``optuna-ohgw`` in the user's cache
+    folder (``XDG_CACHE_HOME``, else ``~/.cache``).
+    """
+    if own := os.environ.get(CACHE):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "optuna-ohgw"
 
 
 def load_arrays(
@@ -135,7 +148,14 @@ def load_arrays(
     arguments = [source, image_column, label_column, train_images, test_images, size, channels]
     folder = cache / f"arrays-{_fingerprint(arguments, files)}"
     if not folder.exists():
-        _write(decode(), folder)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with FileLock(cache / f".{folder.name}.lock"):  # decoded once, whoever waits
+                if not folder.exists():
+                    _write(decode(), folder)
+        except OSError as error:
+            reason = error.strerror or one_line(error)
+            raise UserError(f"the cache {cache} cannot be written ({reason}); set {CACHE}=FOLDER") from error
     return _read(folder)
 
 
@@ -175,7 +195,8 @@ def split(
     labels[noised] = (labels[noised] + shift) % arrays.classes
 
     def tensor(array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.array(array)).to(device)  # a copy: a cached array is read-only
+        # What an index chose is a copy already; a cached array is read-only, for which torch warns.
+        return torch.from_numpy(array if array.flags.writeable else np.array(array)).to(device)
 
     return ImageData(
         train_images=tensor(arrays.train_images[train]),

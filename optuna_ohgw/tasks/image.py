@@ -19,7 +19,7 @@ from optuna_ohgw.tasks.models import build_model, initialize
 from optuna_ohgw.tasks.precision import autocast
 
 if TYPE_CHECKING:
-    from optuna_ohgw.spec import TaskSpec
+    from optuna_ohgw.spec_parts import TaskSpec
 
 # Elements augmented in one call: on a CPU about what its caches hold.
 _CHUNK = {"cpu": 2**19, "cuda": 2**26}

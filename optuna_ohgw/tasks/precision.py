@@ -16,4 +16,7 @@ def autocast(device: torch.device) -> AbstractContextManager[object]:
 
 def needs_scaler(device: torch.device) -> bool:
     """Return whether training is in float16, whose small gradients need a scaled loss."""
-    return device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):  # which torch asks, whatever device is meant
+        return not torch.cuda.is_bf16_supported(including_emulation=False)

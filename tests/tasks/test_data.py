@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from optuna_ohgw.errors import UserError
-from optuna_ohgw.tasks.data import ImageArrays, load_arrays, split
+from optuna_ohgw.tasks.data import CACHE, ImageArrays, cache_folder, load_arrays, split
 
 LAYOUTS = {
     "hub": "plain_text/{part}-00000-of-00001.parquet",
@@ -289,7 +289,7 @@ def test_cache_is_read_and_follows_files(tmp_path: Path, monkeypatch: pytest.Mon
     os.utime(data / "test.parquet", ns=(later, later))
     third = load_arrays(str(data), cache=cache)
     np.testing.assert_array_equal(third.train_images, changed["train"][0].transpose(0, 3, 1, 2))
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("arrays-*"))) == 2
 
 
 def test_cache_keeps_arguments_apart(tmp_path: Path) -> None:
@@ -308,12 +308,12 @@ def test_cache_is_shared_by_writers_at_once(tmp_path: Path) -> None:
         results = [call.result() for call in calls]
     for result in results:
         assert_same(result, results[0])
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.glob("arrays-*"))) == 1
 
 
 def test_broken_cache_entry_says_what_to_delete(tmp_path: Path) -> None:
     load_arrays("digits", cache=tmp_path)
-    (entry,) = tmp_path.iterdir()
+    (entry,) = tmp_path.glob("arrays-*")
     (entry / "train_images.npy").write_bytes(b"")
     with pytest.raises(UserError, match=f"{entry.name} cannot be read.*delete that folder"):
         load_arrays("digits", cache=tmp_path)
@@ -389,3 +389,20 @@ def test_split_of_cached_arrays_warns_of_nothing(tmp_path: Path) -> None:
     data = split(arrays, validation_images=200, seed=0, device="cpu")
     data.train_images.zero_()
     assert arrays.train_images.max() == 255
+
+
+def test_the_cache_is_shared_by_all_studies_and_where_the_user_says(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv(CACHE)
+    assert cache_folder() == tmp_path / "home" / ".cache" / "optuna-ohgw"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "optuna-ohgw"
+    monkeypatch.setenv(CACHE, "~/own")
+    assert cache_folder() == tmp_path / "home" / "own"
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"cannot be written .*; set {CACHE}=FOLDER"):
+        load_arrays("digits", cache=tmp_path / "file")

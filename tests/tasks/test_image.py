@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from optuna_ohgw.spec import AugmentationSpec, TaskSpec
+from optuna_ohgw.spec_parts import AugmentationSpec, TaskSpec
 from optuna_ohgw.tasks import image
 from optuna_ohgw.tasks.data import ImageData
 from optuna_ohgw.tasks.image import ImageTask, load_image_arrays, split_images

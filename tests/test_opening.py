@@ -1,0 +1,27 @@
+"""What a user reads who names a storage that cannot be opened here."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from optuna_ohgw.errors import UserError
+from optuna_ohgw.opening import _DRIVERS, open_storage
+
+PROJECT = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize("kind", _DRIVERS)
+def test_a_missing_driver_is_told_with_an_extra_that_there_is(kind, monkeypatch):
+    module = _DRIVERS[kind].rpartition("+")[2]
+    monkeypatch.setitem(sys.modules, module, None)
+    user = "" if kind == "grpc" else "u:secret@"
+    with pytest.raises(UserError) as caught:
+        open_storage(f"{_DRIVERS[kind]}://{user}127.0.0.1:1", create=True)
+    extra = f"pip install 'optuna-ohgw[{kind}]' and write {_DRIVERS[kind]}://..."
+    assert str(caught.value).endswith(f"127.0.0.1:1 needs a driver; {extra}")
+    assert "secret" not in str(caught.value)
+    assert re.search(rf'^{kind} = \["{module}', PROJECT, re.MULTILINE)

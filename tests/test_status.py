@@ -1,0 +1,143 @@
+"""Planted storages; oracle: tables of what was planted."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import json
+import math
+
+import pytest
+from cell_runs import spec_of
+from optuna.trial import TrialState, create_trial
+from rich.console import Console
+
+from optuna_ohgw import show_status
+from optuna_ohgw.cell_study import load_cell
+from optuna_ohgw.cells import cells_of, create_cell
+from optuna_ohgw.claims import CELL, DEVICE, ERROR, Pulse, claims_of, workers_study
+from optuna_ohgw.history import DECISION, FINAL, RESUMED_FROM
+from optuna_ohgw.identity import identity
+from optuna_ohgw.opening import open_storage
+from optuna_ohgw.status import eta_s, read_status
+
+ELSEWHERE = {"host": "elsewhere", "boot": "b", "pids": "p", "pid": 1, "born": 0.0}
+
+
+@pytest.fixture
+def planted(tmp_path):
+    spec = spec_of(
+        tmp_path, "asha-promotion", "seeds=[3,4,5,6,7]", "variations=[baseline]", "budget.trials=4"
+    )
+    storage = open_storage(spec.storage_url, create=True)
+    for cell in cells_of(spec)[:4]:
+        create_cell(storage, spec, cell, {})
+    return spec, storage
+
+
+def plant(storage, spec, cell, state, value=0.5, **attributes):
+    """Plant a trial; ``decision`` is that at its last epoch."""
+    decision = attributes.pop("decision", None)
+    now = datetime.datetime.now()
+    trial = create_trial(
+        state=state,
+        value=value if state == TrialState.COMPLETE else None,
+        intermediate_values={1: value} if state != TrialState.WAITING else {},
+        user_attrs=attributes,
+        system_attrs={} if decision is None else {f"{DECISION}1": {"action": decision}},
+    )
+    if state.is_finished():
+        trial.datetime_start, trial.datetime_complete = now, now
+    load_cell(storage, spec, cell).add_trial(trial)
+
+
+def claim(storage, spec, cell, state=TrialState.RUNNING, **who):
+    attributes = {CELL: cell.label, DEVICE: "cpu", **(who or identity())}
+    trial = create_trial(
+        state=state, user_attrs=attributes, value=0 if state == TrialState.COMPLETE else None
+    )
+    return storage.create_new_trial(workers_study(storage, spec), trial)
+
+
+def test_cells_trials_and_workers(planted):
+    spec, storage = planted
+    done, at_work, given_up, begun, absent = cells_of(spec)
+    plant(storage, spec, done, TrialState.COMPLETE, 0.7)
+    storage.set_study_user_attr(
+        storage.get_study_id_from_name(done.name), FINAL, {"trial": 0, "test_accuracy": 0.6}
+    )
+    plant(storage, spec, at_work, TrialState.PRUNED, decision="pause")
+    plant(storage, spec, at_work, TrialState.PRUNED, decision="stop")
+    plant(storage, spec, at_work, TrialState.RUNNING, **{RESUMED_FROM: 0}, lost_s=2.5)
+    plant(storage, spec, at_work, TrialState.FAIL, reason="interrupted", lost_s=9.0)
+    plant(storage, spec, given_up, TrialState.FAIL, reason="ValueError: no such thing")
+    plant(storage, spec, begun, TrialState.WAITING)
+    claim(storage, spec, at_work)
+    claim(storage, spec, at_work, **{**identity(), "born": 1.0})  # its process is gone
+    claim(storage, spec, begun, **ELSEWHERE)
+    failed = claim(storage, spec, given_up)
+    storage.set_trial_user_attr(failed, ERROR, "1 of 1 trials failed")
+    storage.set_trial_state_values(failed, TrialState.FAIL)
+    before = [t.state for t in claims_of(storage, spec)]
+
+    status = read_status(storage, spec, Pulse())
+    assert [(c.cell, c.state) for c in status.cells] == [
+        (done.label, "done"),
+        (at_work.label, "running"),
+        (given_up.label, "given up"),
+        (begun.label, "running"),
+        (absent.label, "waiting"),
+    ]
+    assert status.counts == {"done": 1, "running": 2, "waiting": 1, "given up": 1}
+    own = dict.fromkeys(status.trials, 0)
+    assert status.trials == own | {
+        "complete": 1,
+        "pruned": 1,
+        "running": 1,
+        "waiting": 1,
+        "failed": 1,
+        "interrupted": 1,
+    }
+    assert [(w.host, w.known) for w in status.workers] == [(identity()["host"], True), ("elsewhere", False)]
+    assert (status.cells[0].best, status.cells[0].test) == (0.7, 0.6)
+    assert status.cells[2].error == "1 of 1 trials failed"
+    assert [c.share for c in status.cells] == [1.0, 0.25, 0.25, 0.0, 0.0]
+    assert status.share == pytest.approx(0.3)
+    assert status.lost_s == 2.5
+    assert [t.state for t in claims_of(storage, spec)] == before  # it only read
+
+    told = json.loads(show_status.line(status))
+    assert told["trials"] == status.trials
+    console = Console(file=io.StringIO(), width=100)
+    console.print(show_status.blocks(status))
+    shown = console.file.getvalue()
+    assert "5 cells: 1 done, 2 running, 1 waiting, 1 given up" in shown
+    assert "elsewhere ?" in shown
+    assert f"{given_up.label} was given up: 1 of 1 trials failed" in shown
+    assert "…" not in shown
+
+
+def test_an_empty_storage_is_no_error_and_stays_so(planted):
+    spec, storage = planted
+    before = {s.study_name for s in storage.get_all_studies()}
+    status = read_status(storage, spec, Pulse())
+    assert (status.share, status.eta_s, status.workers) == (0.0, None, ())
+    assert {s.study_name for s in storage.get_all_studies()} == before
+
+
+@pytest.mark.parametrize(
+    ("ends", "rest", "expected"),
+    [
+        # (seconds of an end, share of a budget), now is 1000
+        ([(900, 0.1), (1000, 0.1)], 1.0, 500.0),
+        ([(500, 0.5)], 2.0, 2000.0),
+        ([(-5000, 0.5), (900, 0.25)], 1.0, 400.0),  # what is long ago tells nothing
+        ([(-5000, 0.5)], 1.0, None),
+        ([], 1.0, None),
+        ([], 0.0, 0.0),
+        ([(1000, 0.5)], 1.0, None),
+    ],
+)
+def test_the_time_left_goes_by_the_recent_pace(ends, rest, expected):
+    found = eta_s(ends, rest, 1000.0)
+    assert found == expected or math.isclose(found, expected)

@@ -103,7 +103,7 @@ def _pruner(spec: StudySpec, cell: Cell) -> optuna.pruners.BasePruner:
         spec.task.epochs,
         min_resource=scheduler.min_resource,
         reduction_factor=scheduler.reduction_factor,
-        maximize=True,
+        maximize=spec.metric.maximize,
         configs=spec.budget.trials or 1,
     )
     if scheduler.name in CHOOSERS:

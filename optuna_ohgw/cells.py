@@ -13,7 +13,6 @@ from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_ohgw.errors import UserError
@@ -36,7 +35,6 @@ from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.spec_parts import ENDLESS
 from optuna_ohgw.variations import baseline_among
 
-METRIC = "validation accuracy"
 _MOST_KILLS = 5  # of a trial in a row, with no checkpoint between
 
 
@@ -84,7 +82,7 @@ def check_cells(storage: BaseStorage, spec: StudySpec) -> dict[str, int]:
     existing = {s.study_name: s._study_id for s in storage.get_all_studies()}
     for name in sorted(names & set(existing)):
         stored = storage.get_study_user_attrs(existing[name]).get("spec")
-        if stored is None and _is_blank(storage, existing[name]):
+        if stored is None and _is_blank(storage, existing[name], spec):
             del existing[name]
             continue
         if not isinstance(stored, dict):
@@ -105,12 +103,12 @@ def check_cells(storage: BaseStorage, spec: StudySpec) -> dict[str, int]:
 def create_cell(storage: BaseStorage, spec: StudySpec, cell: Cell, environment: dict[str, Any]) -> None:
     """Make the Optuna study of a cell, or keep the one there is."""
     study = optuna.create_study(
-        study_name=cell.name, storage=storage, direction=StudyDirection.MAXIMIZE, load_if_exists=True
+        study_name=cell.name, storage=storage, direction=spec.metric.direction, load_if_exists=True
     )
     if "spec" not in study.user_attrs:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names([METRIC])
+            study.set_metric_names([f"validation {spec.metric.name}"])
         study.set_user_attr("variation", cell.variation)
         study.set_user_attr("seed", cell.seed)
         study.set_user_attr("pilot", cell.pilot)
@@ -269,9 +267,9 @@ def has_work(study: optuna.Study, spec: StudySpec) -> bool:
     return spec.budget.trials is None or fresh < spec.budget.trials
 
 
-def _is_blank(storage: BaseStorage, study_id: int) -> bool:
+def _is_blank(storage: BaseStorage, study_id: int, spec: StudySpec) -> bool:
     directions = storage.get_study_directions(study_id)
-    return directions == [StudyDirection.MAXIMIZE] and not storage.get_all_trials(study_id, deepcopy=False)
+    return directions == [spec.metric.direction] and not storage.get_all_trials(study_id, deepcopy=False)
 
 
 def _mbu(trial: FrozenTrial) -> float:

@@ -282,7 +282,7 @@ def replay(
     slices: Annotated[
         int | None, typer.Option(help="Tables: epochs in all, then stop.", min=1, show_default=False)
     ] = None,
-    value: Annotated[str, typer.Option(help="Tables: column of the curves.")] = "val_accuracy",
+    value: Annotated[str, typer.Option(help="Tables: column of the curves.")] = "val_metric",
     skip: Annotated[int, typer.Option(help="Tables: entries before the first epoch.", min=0)] = 0,
     minimize: Annotated[bool, typer.Option("--minimize", help="Tables: lower is better.")] = False,
     export: Annotated[

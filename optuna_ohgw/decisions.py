@@ -34,7 +34,7 @@ def decisions(trials: list[FrozenTrial], spec: StudySpec) -> dict[int, dict[int,
         reduction_factor=spec.scheduler.reduction_factor,
         rule="optuna",
         bootstrap_count=spec.scheduler.bootstrap_count,
-        maximize=True,
+        maximize=spec.metric.maximize,
     )
     events = []
     for trial in trials:

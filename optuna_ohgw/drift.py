@@ -174,30 +174,34 @@ def knn_divergence(
     return value, int(np.sum(rho == 0))
 
 
-def benefit(steps: pd.DataFrame, trials: pd.DataFrame, reference: str | None = None) -> pd.DataFrame:
-    """Return paired trial differences of validation accuracy beside the size of the hyper-gradient.
+def benefit(
+    steps: pd.DataFrame, trials: pd.DataFrame, reference: str | None = None, *, maximize: bool = True
+) -> pd.DataFrame:
+    """Return paired trial differences of the validation value beside the size of the hyper-gradient.
 
     A pair is the trials of two variations with one seed and configuration; they are compared at the
-    last epoch at which both have a finite accuracy.
+    last epoch at which both have a value.
 
     Args:
         steps: ``Records.steps``.
         trials: ``Records.trials``.
         reference: The variation that the others are compared with; None: the baseline.
+        maximize: Whether higher values are better.
 
     Returns:
         One row a pair whose gradient is known: ``variation``, ``seed``, ``config_index``,
         ``gradient_norm`` (search coordinates), ``epoch`` and ``benefit`` (variation minus reference,
-        a fraction).
+        the other way round where lower is better).
     """
     pair, columns = ["seed", "config_index"], ["variation", "seed", "config_index"]
-    finite = steps[steps["counted"] & steps["val_accuracy"].notna()]
+    finite = steps[steps["counted"] & steps["val_metric"].notna()]
     reference = reference or baseline_among(steps["variation"])
-    theirs = finite.loc[finite["variation"] == reference, [*pair, "epoch", "val_accuracy"]]
-    own = finite.loc[~finite["variation"].isin([reference, PILOT]), [*columns, "epoch", "val_accuracy"]]
+    theirs = finite.loc[finite["variation"] == reference, [*pair, "epoch", "val_metric"]]
+    own = finite.loc[~finite["variation"].isin([reference, PILOT]), [*columns, "epoch", "val_metric"]]
     both = own.merge(theirs, on=[*pair, "epoch"], suffixes=("", "_reference")).sort_values("epoch")
     last = both.drop_duplicates(columns, keep="last")
-    last = last.assign(benefit=last["val_accuracy"] - last["val_accuracy_reference"])
+    difference = last["val_metric"] - last["val_metric_reference"]
+    last = last.assign(benefit=difference if maximize else -difference)
     sizes = trials.loc[trials["counted"] & trials["gradient_norm"].notna(), [*columns, "gradient_norm"]]
     table = last.merge(sizes, on=columns).sort_values(columns, ignore_index=True)
     return table[[*columns, "gradient_norm", "epoch", "benefit"]]

@@ -94,7 +94,7 @@ def evidence_of(records: Records, source: str, pilot: float | None = None) -> Ev
     times = metrics.times(curves, records, targets)
     cells = metrics.cell_metrics(curves, records)
     against = comparisons(times)
-    criteria = verdicts(against, cells, times, primary)
+    criteria = verdicts(against, cells, times, primary, maximize=spec.metric.maximize)
     return Evidence(
         records,
         source,

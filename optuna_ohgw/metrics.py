@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from optuna_ohgw.metric import Metric
 from optuna_ohgw.records import PILOT, Records
 
 CELL = ["variation", "seed"]
@@ -21,7 +22,7 @@ def curves(records: Records) -> pd.DataFrame:
     Returns:
         The steps with ``cell_mbu`` (mini-batch units over all trials, warm starts included),
         ``cell_device_s`` (seconds of training, warm starts and evaluation), ``cell_wall_s``
-        (seconds in which the cell had a trial at work) and ``best`` (highest validation accuracy
+        (seconds in which the cell had a trial at work) and ``best`` (best validation value
         so far, NaN before the first).
     """
     steps = records.steps
@@ -32,7 +33,8 @@ def curves(records: Records) -> pd.DataFrame:
     table["cell_mbu"] = spent.groupby(keys).cumsum()
     table["cell_device_s"] = device.groupby(keys).cumsum()
     table["cell_wall_s"] = _active(table, records.trials)
-    table["best"] = table.groupby(CELL)["val_accuracy"].cummax()
+    sign = records.spec.metric.sign
+    table["best"] = sign * (sign * table["val_metric"]).groupby(keys).cummax()
     table["best"] = table.groupby(CELL)["best"].ffill()
     return table
 
@@ -43,7 +45,7 @@ def times(table: pd.DataFrame, records: Records, targets: list[float]) -> pd.Dat
     Args:
         table: What ``curves`` returns.
         records: The study.
-        targets: Validation accuracies, fractions.
+        targets: Validation values.
 
     Returns:
         One row a cell and target: ``variation``, ``seed``, ``target``, ``reached``, T@τ as ``mbu``,
@@ -57,7 +59,7 @@ def times(table: pd.DataFrame, records: Records, targets: list[float]) -> pd.Dat
     budgets = own.join(spent.add_prefix("budget_"), on=CELL).fillna(0.0)
     parts = []
     for target in dict.fromkeys(targets):
-        first = table[table["val_accuracy"] >= target].groupby(CELL)[columns].first()
+        first = table[records.spec.metric.reached(table["val_metric"], target)].groupby(CELL)[columns].first()
         first.columns = pd.Index(BUDGETS)
         part = budgets.join(first, on=CELL)
         part.insert(2, "target", target)
@@ -70,7 +72,7 @@ def times(table: pd.DataFrame, records: Records, targets: list[float]) -> pd.Dat
 
 
 def pilot_target(table: pd.DataFrame, records: Records, share: float = 0.9) -> float | None:
-    """Return τ*: the highest target that at least ``share`` of the pilot seeds reach.
+    """Return τ*: the hardest target that at least ``share`` of the pilot seeds reach.
 
     Args:
         table: What ``curves`` returns.
@@ -78,24 +80,26 @@ def pilot_target(table: pd.DataFrame, records: Records, share: float = 0.9) -> f
         share: Share of the seeds that must reach it.
 
     Returns:
-        A validation accuracy, or None without pilots, while they run, or where too few seeds have
-        any accuracy.
+        A validation value, or None without pilots, while they run, or where too few seeds have
+        any value.
     """
     pilots = records.cells[records.cells["variation"] == PILOT]
     if pilots.empty or not pilots["finished"].all():
         return None
-    best = table[table["variation"] == PILOT].groupby("seed")["best"].max().reindex(pilots["seed"])
+    metric = records.spec.metric
+    best = table[table["variation"] == PILOT].groupby("seed")["best"].last().reindex(pilots["seed"])
     needed = math.ceil(share * len(best) - 1e-9)
-    target = float(best.sort_values(ascending=False, na_position="last").iloc[needed - 1])
+    target = float(best.sort_values(ascending=not metric.maximize, na_position="last").iloc[needed - 1])
     return None if math.isnan(target) else target
 
 
 def cell_metrics(table: pd.DataFrame, records: Records) -> pd.DataFrame:
     """Return one row a cell that has an epoch, pilots left out.
 
-    Columns: ``finished``; ``best_val``, ``final_test`` (fractions); ``auc_mbu``, the mean of the
-    best value so far over [0, C], with nothing found counted as 0 and C the smallest budget of the
-    seed's cells; ``spent_mbu``, ``spent_device_s``, ``spent_wall_s``; ``epochs``; ``overhead_mbu``,
+    Columns: ``finished``; ``best_val``, ``final_test`` (of the metric); ``auc_mbu``, the mean of the
+    best value so far over [0, C], with C the smallest budget of the seed's cells and nothing found
+    counted as 0 where no value is lower, else as the worst value that any cell of the seed
+    had first; ``spent_mbu``, ``spent_device_s``, ``spent_wall_s``; ``epochs``; ``overhead_mbu``,
     ``overhead_flops`` (warm starts over training) and ``overhead_s`` (over training and evaluation);
     ``mbu_per_epoch``, ``device_s_per_epoch``, ``flops_per_epoch`` (warm starts included);
     ``peak_ram``, ``peak_vram``, ``peak_nvml`` (bytes); numbers of ``trials``, ``pruned``, ``failed``.
@@ -104,7 +108,7 @@ def cell_metrics(table: pd.DataFrame, records: Records) -> pd.DataFrame:
     grouped = own.groupby(CELL)
     cells = pd.DataFrame(
         {
-            "best_val": grouped["val_accuracy"].max(),
+            "best_val": grouped["best"].last(),
             "spent_mbu": grouped["cell_mbu"].max(),
             "spent_device_s": grouped["cell_device_s"].max(),
             "spent_wall_s": grouped["cell_wall_s"].max(),
@@ -124,7 +128,7 @@ def cell_metrics(table: pd.DataFrame, records: Records) -> pd.DataFrame:
     cells["mbu_per_epoch"] = cells["spent_mbu"] / cells["epochs"]
     cells["device_s_per_epoch"] = cells["spent_device_s"] / cells["epochs"]
     cells["flops_per_epoch"] = (cells["flops_train"] + cells["flops_warm"]) / cells["epochs"]
-    cells = cells.merge(_areas(own, cells), on=CELL, how="left")
+    cells = cells.merge(_areas(own, cells, records.spec.metric), on=CELL, how="left")
     counts = records.cells.rename(columns={"ended": "trials"})
     cells = cells.merge(counts[[*CELL, "finished", "final_test", "trials", "pruned", "failed"]], on=CELL)
     order = [
@@ -184,13 +188,17 @@ def _flops(trials: pd.DataFrame) -> pd.DataFrame:
     return flops[trials["epochs"] > 0].groupby(CELL).sum(min_count=1)
 
 
-def _areas(own: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+def _areas(own: pd.DataFrame, cells: pd.DataFrame, metric: Metric) -> pd.DataFrame:
     shared = cells.groupby("seed")["spent_mbu"].min().to_dict()
+    first = metric.sign * own.groupby(CELL)["best"].first()
+    nothing = (metric.sign * first.groupby("seed").min()).to_dict()
     rows = []
     for (variation, seed), epochs in own.groupby(CELL):
-        limit = shared[seed]
+        limit, none = shared[seed], 0.0 if metric.maximize and metric.low == 0 else nothing[seed]
         edges = np.clip(np.append(epochs["cell_mbu"].to_numpy(), limit), None, limit)
         # From its epoch's end a value holds until the next epoch's.
-        area = float(np.sum(np.diff(edges) * epochs["best"].fillna(0.0).to_numpy()))
+        area = float(np.sum(np.diff(edges) * epochs["best"].fillna(none).to_numpy()))
+        # Before the first epoch nothing is found.
+        area += float(min(epochs["cell_mbu"].iloc[0], limit)) * none
         rows.append((variation, seed, area / limit if limit > 0 else math.nan))
     return pd.DataFrame(rows, columns=[*CELL, "auc_mbu"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import optuna
@@ -41,7 +42,7 @@ class ProgressView:
         self._ledgers: dict[int, Ledger] = {}  # by id of the study: the cell of a replay is made anew
         self._done: dict[str, float] = {}
         self._bars: dict[str, TaskID] = {}
-        self._best = float("-inf")
+        self._best = math.nan
         self._claims_seen = 0
         self._overall = progress.add_task("all cells", total=len(self._cells), best="")
         for label in self._cells:
@@ -75,8 +76,9 @@ class ProgressView:
         self._done[label] = min(1.0, ledger.share_done())
         trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
         values = [value for t in trials for value in t.intermediate_values.values()]
-        self._best = max([self._best, *values])
-        return max(values, default=None)
+        best = self._spec.metric.best(values)
+        self._best = self._spec.metric.best([self._best, best])
+        return None if math.isnan(best) else best
 
     def _is_finished(self, label: str) -> bool:
         study_id = self._storage.get_study_id_from_name(self._cells[label].name)
@@ -90,7 +92,7 @@ class ProgressView:
         self._progress.remove_task(self._bars.pop(label))
 
     def _show(self) -> None:
-        text = f"best {self._best:.4f}" if self._best > float("-inf") else ""
+        text = f"best {self._best:.4f}" if not math.isnan(self._best) else ""
         self._progress.update(self._overall, completed=sum(self._done.values()), best=text)
 
 

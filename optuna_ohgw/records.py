@@ -17,7 +17,7 @@ from optuna_ohgw.history import CLOCK, LOST, is_interrupted, kept_until, superse
 from optuna_ohgw.spec import StudySpec
 
 PILOT = "pilot"
-EPOCH_COLUMNS = ["mbu", "wall", "train_s", "warm_s", "eval_s", "train_loss", "val_loss", "val_accuracy"]
+EPOCH_COLUMNS = ["mbu", "wall", "train_s", "warm_s", "eval_s", "train_loss", "val_loss", "val_metric"]
 STEP_COLUMNS = [
     "variation",
     "seed",
@@ -56,7 +56,7 @@ class Records:
         cells: One row a cell that the spec names, pilots included (``variation`` is ``pilot``):
             ``exists``, ``finished`` (its final training is done), numbers of trials ``ended``,
             ``running``, ``pruned`` and ``failed`` (interrupted ones, trained again, in none of
-            them), ``final_val``, ``final_test`` (fractions), ``final_test_loss`` (nats),
+            them), ``final_val``, ``final_test`` (of the metric), ``final_test_loss`` (nats),
             ``final_trial`` and ``reason`` (of the last failure).
         trials: One row a trial, whatever its state; see ``docs/analysis.md`` for the columns.
         steps: One row an epoch of every trial, running and interrupted ones included:
@@ -130,8 +130,8 @@ def _cell_row(
         "running": states.count("RUNNING"),
         "pruned": states.count("PRUNED"),
         "failed": len(failures),
-        "final_val": _number(final.get("val_accuracy")),
-        "final_test": _number(final.get("test_accuracy")),
+        "final_val": _number(final.get("val_metric")),
+        "final_test": _number(final.get("test_metric")),
         "final_test_loss": _number(final.get("test_loss")),
         "final_trial": _number(final.get("trial")),
         "reason": failures[-1] if failures else None,
@@ -194,7 +194,7 @@ def _trial_row(
     attributes = trial.user_attrs
     records = [r for r in attributes.get("ohgw", []) if r]
     curve = attributes.get("curve") or {}
-    accuracies = [a for a in curve.get("val_accuracy", []) if a is not None]
+    values = [a for a in curve.get("val_metric", []) if a is not None]
     worker = attributes.get("worker") or {}
     flops, memory = attributes.get("flops") or {}, attributes.get("memory") or {}
     cgroup = attributes.get("cgroup") or {}
@@ -223,8 +223,8 @@ def _trial_row(
         **{c: sum(filter(None, curve.get(c, []))) for c in ("train_s", "warm_s", "eval_s")},
         LOST: float(attributes.get(LOST, 0.0)),
         "warm_mbu": float(sum(r["cost_mbu"] for r in records)),
-        "best": max(accuracies, default=math.nan),
-        "last": accuracies[-1] if accuracies else math.nan,
+        "best": spec.metric.best(values),
+        "last": values[-1] if values else math.nan,
         "warm_starts": len(warms),
         "no_step": next((r["reason"] for r in records if r.get("reason")), None),
         "clipped": ",".join(sorted({n for r in warms for n in r.get("at_bound", [])})),

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_ohgw.cell_study import ask, distributions
 from optuna_ohgw.cells import Cell, Ledger
 from optuna_ohgw.history import CLOCK, CONFIG_INDEX, CURVE, INTERRUPTED, RECORD, RESUMED_FROM
+from optuna_ohgw.metric import Metric
 from optuna_ohgw.schedulers.pruners import SchedulerPruner
 from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.spec_parts import ReplaySpec
@@ -79,15 +81,15 @@ def replay_cell(
 
 def replayed(study: optuna.Study, best: FrozenTrial) -> dict[str, Any]:
     """Return the record of a cell's best trial; nothing is trained or tested."""
-    values = best.intermediate_values
-    top = max(values, key=lambda epoch: values[epoch])
+    values, sign = best.intermediate_values, 1 if study.direction == StudyDirection.MAXIMIZE else -1
+    top = max(values, key=lambda epoch: sign * values[epoch])
     return {
         "trial": best.number,
         "config_index": best.user_attrs[CONFIG_INDEX],
         "psi": best.params,
         "best_epoch": top,
-        "val_accuracy": values[top],
-        "test_accuracy": None,
+        "val_metric": values[top],
+        "test_metric": None,
         "test_loss": None,
         "retrained": False,
         "seconds": 0.0,
@@ -128,7 +130,7 @@ def _report(one: _Running, spec: StudySpec, ledger: Ledger, now: float) -> bool:
         eval_s=0.0,
         train_loss=math.nan,
         val_loss=math.nan,
-        val_accuracy=value,
+        val_metric=value,
     )
     if math.isnan(value):
         return _end(one, now, TrialState.PRUNED, f"diverged in epoch {epoch}: no value in the table")
@@ -154,6 +156,6 @@ def _end(one: _Running, now: float, state: TrialState, reason: str | None) -> bo
     trial.set_user_attr(CLOCK, {"start": one.start, "end": now})
     if reason is not None:
         trial.set_user_attr("reason", reason)
-    best = max((v for v in columns["val_accuracy"] if v is not None), default=None)
+    best = Metric(maximize=trial.study.direction == StudyDirection.MAXIMIZE).best(columns["val_metric"])
     trial.study.tell(trial.number, best if state == TrialState.COMPLETE else None, state)
     return False

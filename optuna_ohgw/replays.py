@@ -24,7 +24,7 @@ STUDY_COLUMNS = [
     *("variation", "seed", "scheduler", "configs", "slices", "makespan", "reached_end", "best"),
     *("time_to_target", "beyond"),
 ]
-CURVE = "val_accuracy"
+CURVE = "val_metric"
 
 
 def read_table(path: Path, column: str, skip: int = 0) -> Array:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from optuna_ohgw.errors import UserError
+from optuna_ohgw.metric import Metric
 from optuna_ohgw.reading import leaves, merge, read_file, read_override, shown
 from optuna_ohgw.spec_checks import check_pool, check_replay, check_space, check_storage, check_variations
 from optuna_ohgw.spec_errors import explain
@@ -84,10 +85,8 @@ class StudySpec(Spec):
                 f"pilot_seeds: {sorted(both)} are among seeds; choose others, the pilot is apart"
             )
         for target in self.targets:
-            if not 0 < target <= 1:
-                raise ValueError(
-                    f"targets: {target} is not an accuracy above 0 and up to 1 (100%); give 0.93 for 93%"
-                )
+            if wrong := self.metric.misplaced(target):
+                raise ValueError(f"targets: {target} {wrong}")
         if self.scheduler.min_resource > self.task.epochs:
             raise ValueError(
                 f"scheduler.min_resource: {self.scheduler.min_resource} epochs is more than "
@@ -120,6 +119,11 @@ class StudySpec(Spec):
             total += left * (level - before)
             before, left = level, -(-left // self.scheduler.reduction_factor)
         return total
+
+    @property
+    def metric(self) -> Metric:
+        """What the study is judged by."""
+        return self.task.metric
 
     @property
     def image(self) -> TaskSpec:

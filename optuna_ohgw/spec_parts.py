@@ -15,6 +15,8 @@ from pydantic import (
     model_validator,
 )
 
+from optuna_ohgw.metric import ACCURACY, Metric
+
 POOLED = ("bohb", "dyhpo", "boil")  # choose among configurations known beforehand
 ENDLESS = ("dyhpo", "boil")  # would train all of them to the end
 PSI = ("lr", "weight_decay", "momentum", "magnitude", "label_smoothing")
@@ -99,6 +101,11 @@ class TaskSpec(Spec):
     augmentation: AugmentationSpec = AugmentationSpec()
 
     @property
+    def metric(self) -> Metric:
+        """What is measured."""
+        return ACCURACY
+
+    @property
     def summary(self) -> str:
         """What is trained, in words."""
         return f"{self.model} on {self.data}, {self.epochs} epochs, label noise {self.label_noise:g}"
@@ -113,9 +120,14 @@ class ReplaySpec(Spec):
     name: Literal["replay"]
     data: str
     epochs: PositiveInt
-    value: str = "val_accuracy"
+    value: str = "val_metric"
     skip: Annotated[int, Field(ge=0)] = 0
     workers: PositiveInt = 1
+
+    @property
+    def metric(self) -> Metric:
+        """What is in the table."""
+        return ACCURACY
 
     @property
     def summary(self) -> str:

@@ -119,7 +119,7 @@ def read_status(storage: BaseStorage, spec: StudySpec, pulse: Pulse) -> Status:
         at_work = any(c.user_attrs[CELL] == cell.label for c in held)
         state = DONE if final is not None else RUNNING if at_work else GIVEN_UP if error else WAITING
         values = [v for t in trials for v in t.intermediate_values.values()]
-        best, test = max(values, default=None), (final or {}).get("test_accuracy")
+        best, test = _best(spec, values), (final or {}).get("test_metric")
         cells.append(CellStatus(cell.label, state, _by_state(trials), share, best, test, error))
         spans += _progress(trials, share)
         size += checkpoint_bytes(study)
@@ -167,6 +167,11 @@ def _by_state(trials: list[FrozenTrial]) -> dict[str, int]:
             names = {TrialState.FAIL: "failed", TrialState.PRUNED: "pruned"}
             found["paused" if paused else names.get(trial.state, trial.state.name.lower())] += 1
     return found
+
+
+def _best(spec: StudySpec, values: list[float]) -> float | None:
+    best = spec.metric.best(values)
+    return None if math.isnan(best) else best
 
 
 def _worker(claim: FrozenTrial, how: dict[int, str]) -> Worker:

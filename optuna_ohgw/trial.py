@@ -42,7 +42,7 @@ COLUMNS = (
     "eval_s",
     "train_loss",
     "val_loss",
-    "val_accuracy",
+    "val_metric",
 )
 _FLUSH_SECONDS = 5.0
 # By what it depends on: a process counts once, trials of other cells and seeds included.
@@ -69,15 +69,16 @@ class Curve:
 
 @dataclass
 class Best:
-    """The state of the best validation accuracy so far."""
+    """The state of the best validation metric so far."""
 
     state: TrainState | None = None
-    accuracy: float = -math.inf
+    value: float | None = None
+    sign: float = 1.0
 
     def offer(self, state: TrainState, evaluation: Evaluation) -> None:
         """Keep ``state`` if it is better than all before."""
-        if evaluation.accuracy > self.accuracy:
-            self.state, self.accuracy = state, evaluation.accuracy
+        if self.value is None or self.sign * evaluation.metric > self.sign * self.value:
+            self.state, self.value = state, evaluation.metric
 
 
 @dataclass
@@ -92,7 +93,7 @@ class Progress:
         """Return it as tensors and plain values; the best state but once where it is the present one."""
         same = self.best.state is self.state
         best = None if same or self.best.state is None else _plain(self.best.state)
-        known = {"same": same, "state": best, "accuracy": self.best.accuracy}
+        known = {"same": same, "state": best, "value": self.best.value}
         return {"state": _plain(self.state), "best": known, "curve": self.curve.columns}
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
@@ -101,7 +102,7 @@ class Progress:
         self.state = TrainState(**content["state"]).to(device)
         best = content["best"]
         kept = None if best["state"] is None else TrainState(**best["state"]).to(device)
-        self.best = Best(self.state if best["same"] else kept, best["accuracy"])
+        self.best = Best(self.state if best["same"] else kept, best["value"], self.best.sign)
         self.curve = Curve(content["curve"])
 
 
@@ -210,9 +211,9 @@ def run_trial(  # noqa: PLR0915 - one trial, top to bottom
     settings, space = variation_settings(spec, variation), distributions(spec)
     structure = suggest_structure(trial, spec)
     task = task_for(structure)
-    progress = Progress(initial_state(task, seed, config_index, spec.task.epochs))
+    state = initial_state(task, seed, config_index, spec.task.epochs)
+    progress = Progress(state, Best(sign=spec.metric.sign))
     if "streams" not in trial.user_attrs:
-        state = progress.state
         digests = {"weights": state.digest(), "order": task.order_digest(seed, config_index)}
         trial.set_user_attr("streams", {"seed": seed, "config_index": config_index, **digests})
         trial.set_user_attr(BATCHES, task.batches_per_epoch)
@@ -260,13 +261,13 @@ def run_trial(  # noqa: PLR0915 - one trial, top to bottom
                     eval_s=watch.lap(),
                     train_loss=train_loss,
                     val_loss=evaluation.loss,
-                    val_accuracy=_accuracy(evaluation),
+                    val_metric=_metric(evaluation),
                 )
                 if not (math.isfinite(train_loss) and math.isfinite(evaluation.loss)):
                     losses = f"training loss {train_loss:.3g}, validation loss {evaluation.loss:.3g}"
                     _prune(trial, curve, f"diverged in epoch {number}: {losses}")
-                shown = config_index, number, train_loss, evaluation.accuracy
-                log.debug("configuration %d epoch %d: training loss %.4f, validation accuracy %.4f", *shown)
+                shown = config_index, number, train_loss, evaluation.metric
+                log.debug("configuration %d epoch %d: training loss %.4f, validation metric %.4f", *shown)
                 progress.state = state
                 progress.best.offer(state, evaluation)
                 warm_starts = len(trial.user_attrs[RECORD])
@@ -274,7 +275,7 @@ def run_trial(  # noqa: PLR0915 - one trial, top to bottom
                     trial.set_user_attr(CURVE, curve.columns)
                     flushed = time.monotonic()
                 if number not in known:  # by an earlier run, whose checkpoint was lost
-                    trial.report(evaluation.accuracy, number)
+                    trial.report(evaluation.metric, number)
         except Interrupted:
             epoch = progress.state.epoch
             if store is not None and epoch and epoch != (trial.user_attrs.get(CHECKPOINT) or {}).get("epoch"):
@@ -321,7 +322,7 @@ def train_final(
     """
     state = initial_state(task, seed, config_index, spec.task.epochs)
     warm_epochs = (0, *spec.scheduler.rungs(spec.task.epochs))
-    curve, best, watch = Curve(), Best(), Stopwatch(task.device)
+    curve, best, watch = Curve(), Best(sign=spec.metric.sign), Stopwatch(task.device)
     for epoch in range(spec.task.epochs):
         if epoch in warm_epochs and warm_epochs.index(epoch) < len(trained):
             psi = trained[warm_epochs.index(epoch)]
@@ -337,7 +338,7 @@ def train_final(
             eval_s=watch.lap(),
             train_loss=train_loss,
             val_loss=evaluation.loss,
-            val_accuracy=_accuracy(evaluation),
+            val_metric=_metric(evaluation),
         )
         if not (math.isfinite(train_loss) and math.isfinite(evaluation.loss)):
             break
@@ -345,8 +346,8 @@ def train_final(
     return best, curve
 
 
-def _accuracy(evaluation: Evaluation) -> float:
-    return evaluation.accuracy if math.isfinite(evaluation.loss) else math.nan
+def _metric(evaluation: Evaluation) -> float:
+    return evaluation.metric if math.isfinite(evaluation.loss) else math.nan
 
 
 def _prune(trial: optuna.Trial, curve: Curve, reason: str) -> NoReturn:

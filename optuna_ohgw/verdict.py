@@ -28,6 +28,8 @@ def verdicts(
     target: float | None,
     budget: str = "mbu",
     reference: str | None = None,
+    *,
+    maximize: bool = True,
 ) -> pd.DataFrame:
     """Return the published criteria of every variation against the reference.
 
@@ -38,6 +40,7 @@ def verdicts(
         target: The target that the verdict is on; None gives an empty table.
         budget: Unit of T@τ.
         reference: The variation that all others are compared with; None: the baseline.
+        maximize: Whether a higher final value is better.
 
     Returns:
         One row a variation and criterion: ``criterion`` (1, 2, 3a, 3b, 4), ``what`` is asked,
@@ -45,7 +48,7 @@ def verdicts(
         is 15% less), ``n`` pairs, ``outcome`` (pass, fail or undecided) and ``why``. Criterion 1 has the
         ratio of Kaplan-Meier medians as its figure and the Hodges-Lehmann ratio's interval.
     """
-    rows = []
+    rows, worse = [], -0.002 if maximize else 0.002
     chosen = table[(table["target"] == target) & (table["budget"] == budget) & (table["kind"] == "baseline")]
     at_target = times[times["target"] == target]
     reference = reference or baseline_among(times["variation"])
@@ -56,7 +59,7 @@ def verdicts(
             {"variation": variation} | row
             for row in (
                 _time_criterion(comparison),
-                _cost_criterion(cells, variation, reference, "2", "final test value", "final_test", -0.002),
+                _cost_criterion(cells, variation, reference, "2", "final test value", "final_test", worse),
                 _cost_criterion(
                     cells, variation, reference, "3a", "device time an epoch", "device_s_per_epoch", 0.05
                 ),

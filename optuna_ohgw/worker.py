@@ -17,6 +17,7 @@ from typing import Any
 import optuna
 import torch
 from filelock import FileLock
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_ohgw.cell_study import ask, load_cell
@@ -206,7 +207,7 @@ def search(cell: Cell, claims: Claims | None = None) -> None:
 
 
 def finish(cell: Cell) -> bool:
-    """Train the best configuration of a cell to the full length and measure its test accuracy, once.
+    """Train the best configuration of a cell to the full length and measure its test value, once.
 
     Returns:
         Whether the cell is at its end; not if the run stops meanwhile.
@@ -227,7 +228,7 @@ def finish(cell: Cell) -> bool:
         return True
     _drop_checkpoints(study, cell, folder)
     if best is None:
-        study.set_user_attr(FINAL, dict.fromkeys(("trial", "val_accuracy", "test_accuracy", "test_loss")))
+        study.set_user_attr(FINAL, dict.fromkeys(("trial", "val_metric", "test_metric", "test_loss")))
         return True
     try:
         study.set_user_attr(FINAL, _final(study, best, cell, folder))
@@ -271,10 +272,11 @@ def _raise_if_failed(study: optuna.Study, cell: Cell, folder: Path) -> None:
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial | None:
-    """Return the trial with the highest validation accuracy at any epoch, pruned ones included."""
+    """Return the trial with the best validation value at any epoch, pruned ones included."""
     ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     scored = [t for t in ended if t.intermediate_values]
-    return max(scored, key=lambda t: max(t.intermediate_values.values()), default=None)
+    sign = 1 if study.direction == StudyDirection.MAXIMIZE else -1
+    return max(scored, key=lambda t: max(sign * v for v in t.intermediate_values.values()), default=None)
 
 
 def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path, ledger: Ledger) -> bool:
@@ -293,7 +295,7 @@ def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path, led
             spent=ledger.is_spent,
             store=_checkpoints(folder),
         )
-        state, value = TrialState.COMPLETE, best.accuracy
+        state, value = TrialState.COMPLETE, best.value
         _keep(best, study, trial.number, folder)
     except optuna.TrialPruned:
         state = TrialState.PRUNED
@@ -334,9 +336,12 @@ def _drop_checkpoints(study: optuna.Study, cell: Cell, folder: Path) -> None:
 def _keep(best: Best, study: optuna.Study, number: int, folder: Path) -> None:
     """Keep a completed trial's best weights while no other is better, for the end of the cell."""
     assert best.state is not None
+    assert best.value is not None
     top = best_trial(study)
-    if top is not None and (max(top.intermediate_values.values()), -top.number) > (best.accuracy, -number):
-        return
+    if top is not None:
+        other = max(best.sign * v for v in top.intermediate_values.values())
+        if (other, -top.number) > (best.sign * best.value, -number):
+            return
     best.state.save(folder / f"trial-{number}.safetensors")
     for path in folder.glob("trial-*.safetensors"):
         if path.name != f"trial-{number}.safetensors":
@@ -352,7 +357,7 @@ def _final(study: optuna.Study, trial: FrozenTrial, cell: Cell, folder: Path) ->
     task, index = _task(cell, structure), int(trial.user_attrs[CONFIG_INDEX])
     kept = folder / f"trial-{trial.number}.safetensors"
     curve = Curve(trial.user_attrs["curve"])
-    best = Best()
+    best = Best(sign=context.spec.metric.sign)
     retrained = not (trial.state == TrialState.COMPLETE and kept.exists())
     if retrained:
         trained = [record["trained"] for record in trial.user_attrs[RECORD]]
@@ -361,7 +366,7 @@ def _final(study: optuna.Study, trial: FrozenTrial, cell: Cell, folder: Path) ->
         best, curve = train_final(context.spec, task, trained, seed=cell.seed, config_index=index, stop=stop)
     else:
         best.state = TrainState.load(kept, task.device)
-        best.accuracy = max(trial.intermediate_values.values())
+        best.value = context.spec.metric.best(trial.intermediate_values.values())
     assert best.state is not None
     task.network().load_state_dict({**best.state.weights, **best.state.buffers})
     test = task.evaluate("test")
@@ -373,14 +378,14 @@ def _final(study: optuna.Study, trial: FrozenTrial, cell: Cell, folder: Path) ->
         writer.writerow(("epoch", *curve.columns))
         rows = zip(*curve.columns.values(), strict=True)
         writer.writerows((epoch, *row) for epoch, row in enumerate(rows, start=1))
-    log.info("%s: test accuracy %.4f", cell.label, test.accuracy)
+    log.info("%s: test %s %.4f", cell.label, context.spec.metric.name, test.metric)
     return {
         "trial": trial.number,
         "config_index": index,
         "psi": dict(best.state.psi),
         "best_epoch": best.state.epoch,
-        "val_accuracy": best.accuracy,
-        "test_accuracy": test.accuracy,
+        "val_metric": best.value,
+        "test_metric": test.metric,
         "test_loss": test.loss,
         "retrained": retrained,
         "seconds": sum(sum(filter(None, curve.columns[c])) for c in ("train_s", "eval_s"))
@@ -413,13 +418,15 @@ def _task(cell: Cell, structure: dict[str, Any]) -> ImageTask:
 
 def _report(study: optuna.Study, trial: optuna.Trial, cell: Cell, state: TrialState) -> None:
     best = best_trial(study)
-    value = max(best.intermediate_values.values()) if best else None
+    metric = _ready().spec.metric
+    value = metric.best(best.intermediate_values.values()) if best else None
     log.info(
-        "%s: trial %d (configuration %d) %s, best validation accuracy %s",
+        "%s: trial %d (configuration %d) %s, best validation %s %s",
         cell.label,
         trial.number,
         trial.user_attrs[CONFIG_INDEX],
         state.name.lower(),
+        metric.name,
         f"{value:.4f}" if value is not None else "none",
     )
 

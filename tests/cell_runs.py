@@ -19,7 +19,7 @@ from optuna_ohgw.spec import load_spec
 
 STUDY = Path(__file__).parents[1] / "studies" / "digits.yaml"
 EPOCHS, CONFIGS = 9, 9
-MEASURED = ("mbu", "train_loss", "val_loss", "val_accuracy")
+MEASURED = ("mbu", "train_loss", "val_loss", "val_metric")
 
 
 def spec_of(folder, name, *overrides):

@@ -15,12 +15,12 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from optuna_ohgw.cells import METRIC, Cell
+from optuna_ohgw.cells import Cell
 from optuna_ohgw.spec import StudySpec
 
 START = 1_790_000_000.0
 BATCHES = 10
-COLUMNS = ("mbu", "wall", "train_s", "warm_s", "eval_s", "train_loss", "val_loss", "val_accuracy")
+COLUMNS = ("mbu", "wall", "train_s", "warm_s", "eval_s", "train_loss", "val_loss", "val_metric")
 RANGES = {
     "lr": {"low": 1e-4, "high": 1.0, "log": True},
     "momentum": {"low": 0.0, "high": 0.99},
@@ -205,7 +205,7 @@ def planted_trial(
         "eval_s": [seconds / 10] * n,
         "train_loss": [None if a is None else 1.0 for a in accuracy],
         "val_loss": [None if a is None else 1.5 - a for a in accuracy],
-        "val_accuracy": list(accuracy),
+        "val_metric": list(accuracy),
     }
     finite = {e: a for e, a in enumerate(accuracy, start=1) if a is not None}
     if len(finite) < n and state == TrialState.COMPLETE:
@@ -239,7 +239,9 @@ def planted_trial(
 def plant_cell(storage: BaseStorage, cell: Cell, spec: StudySpec) -> int:
     """Make the Optuna study of a cell as the runner does; return its id."""
     study_id = storage.create_new_study([StudyDirection.MAXIMIZE], study_name=cell.name)
-    storage.set_study_system_attr(study_id, optuna.study.study._SYSTEM_ATTR_METRIC_NAMES, [METRIC])
+    storage.set_study_system_attr(
+        study_id, optuna.study.study._SYSTEM_ATTR_METRIC_NAMES, [f"validation {spec.metric.name}"]
+    )
     attributes = {
         "variation": cell.variation,
         "seed": cell.seed,
@@ -253,7 +255,7 @@ def plant_cell(storage: BaseStorage, cell: Cell, spec: StudySpec) -> int:
 
 
 def _finish(storage: BaseStorage, study_id: int, best: float) -> None:
-    final = {"trial": 0, "config_index": 0, "val_accuracy": best, "test_accuracy": best - 0.01}
+    final = {"trial": 0, "config_index": 0, "val_metric": best, "test_metric": best - 0.01}
     storage.set_study_user_attr(study_id, "final", {**final, "test_loss": 0.5, "seconds": 1.0})
 
 

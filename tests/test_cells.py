@@ -68,7 +68,7 @@ def plant(study: optuna.Study, state: TrialState = TrialState.COMPLETE, epochs: 
         "train_s": [90.0] * epochs,
         "warm_s": [9.0] * epochs,
         "eval_s": [1.0] * epochs,
-        "val_accuracy": [0.5] * epochs,
+        "val_metric": [0.5] * epochs,
     }
     attributes = {"curve": columns, "batches_per_epoch": 10, **attrs}
     study.add_trial(
@@ -258,7 +258,7 @@ class TestIsSpent:
         assert counted == [0, 1, 1, 1]
 
     def test_an_epoch_that_diverged_is_paid_for(self, study: optuna.Study) -> None:
-        curve = {"mbu": [10.0, 20.0], "train_s": [1.0, 1.0], "val_accuracy": [0.1, None]}
+        curve = {"mbu": [10.0, 20.0], "train_s": [1.0, 1.0], "val_metric": [0.1, None]}
         plant(study, TrialState.PRUNED, epochs=1, curve=curve)
         assert Ledger(study, spec_of(budget="{mbu: 20}")).is_spent()
         assert not Ledger(study, spec_of(budget="{mbu: 20.1}")).is_spent()
@@ -278,7 +278,7 @@ class TestIsSpent:
             "train_s": [None],
             "warm_s": [0.0],
             "eval_s": [3600.0],
-            "val_accuracy": [None],
+            "val_metric": [None],
             "val_loss": [None],
         }
         plant(study, TrialState.PRUNED, curve=curve)

@@ -43,7 +43,7 @@ def test_a_cell_is_what_simulation_and_unpaused_training_say(tmp_path, unpaused,
         reached = {i: len(c["mbu"]) for (v, i), (c, _) in own.items() if v == variation}
         for index in reached:
             assert_prefix(own[variation, index], unpaused[variation, index])
-        full = [unpaused[variation, i][0]["val_accuracy"] for i in range(CONFIGS)]
+        full = [unpaused[variation, i][0]["val_metric"] for i in range(CONFIGS)]
         made = CHOOSERS[name](settings, candidates(spec, cells_of(spec)[0]), 3)
         assert reached == simulate(made, full, range(CONFIGS), max_slices=LIMIT).final_resources()
         assert len(set(reached.values())) > 1, "nothing was decided"

@@ -282,7 +282,7 @@ def test_figures_are_drawn_anew_when_a_trial_or_a_cell_has_ended(
         wait_for(1)
         storage.create_new_trial(study_id, template_trial=planted_trial(1, [0.5]))
         wait_for(3)
-        storage.set_study_user_attr(study_id, "final", {"val_accuracy": 0.5})
+        storage.set_study_user_attr(study_id, "final", {"val_metric": 0.5})
         wait_for(4)
         ended.set()
         follower.join()

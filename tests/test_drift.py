@@ -191,7 +191,7 @@ class TestDivergence:
 
 
 def steps_of(*rows: tuple[str, int, int, int, float]) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=["variation", "seed", "config_index", "epoch", "val_accuracy"])
+    table = pd.DataFrame(rows, columns=["variation", "seed", "config_index", "epoch", "val_metric"])
     return table.assign(counted=True)
 
 

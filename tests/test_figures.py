@@ -85,7 +85,7 @@ def steps_of(curves: dict[int, Sequence[float]], states: dict[int, str] | None =
         for n, values in curves.items()
         for e, a in enumerate(values, start=1)
     ]
-    table = pd.DataFrame(rows, columns=["trial", "epoch", "val_accuracy", "state"])
+    table = pd.DataFrame(rows, columns=["trial", "epoch", "val_metric", "state"])
     return table.assign(variation=ONE, seed=0, config_index=table["trial"], counted=True)
 
 
@@ -213,7 +213,7 @@ UNITS = {
     "paired": ("(mbu)", "(mbu)"),
     "survival of times": ("(mini-batch units)", "share of cells"),
     "psi": ("suggested", "(share of range)"),
-    "benefit": ("log10", "(accuracy, share)"),
+    "benefit": ("log10", "accuracy (share)"),
     "survival": ("(epochs trained)", "share of the cell's trials"),
     "curves": ("(epochs)", "(share)"),
     "workers": ("(seconds)", None),
@@ -654,7 +654,7 @@ class TestLearningCurves:
     def test_a_large_cell_is_thinned_and_says_so(self) -> None:
         draw = np.random.default_rng(0)
         steps = steps_of({n: draw.uniform(0.1234, 0.8, 200).tolist() for n in range(100)})
-        steps.loc[150, "val_accuracy"] = 0.987
+        steps.loc[150, "val_metric"] = 0.987
         figure = figures.learning_curves(steps, SOURCE)
         assert len(figure.to_json()) < 30_000
         assert len(figure.data) == 60

@@ -50,7 +50,7 @@ def test_a_cell_is_what_simulation_and_unpaused_training_say(tmp_path, unpaused,
         assert_prefix(course, unpaused[key])
     settings = Settings(EPOCHS, reduction_factor=eta, maximize=True, configs=CONFIGS)
     for variation in names:
-        full = [unpaused[variation, i][0]["val_accuracy"] for i in range(CONFIGS)]
+        full = [unpaused[variation, i][0]["val_metric"] for i in range(CONFIGS)]
         replay = simulate(SCHEDULERS[name](settings), full, range(CONFIGS), resumes_last=True)
         reached = {i: len(own[variation, i][0]["mbu"]) for i in range(CONFIGS)}
         assert reached == replay.final_resources()

@@ -27,7 +27,7 @@ def curve(*accuracies: float | None, warm: float = 0.0) -> dict[str, list[float 
         "eval_s": [1.0] * n,
         "train_loss": [None if a is None else 1.0 for a in accuracies],
         "val_loss": [None if a is None else 1.5 for a in accuracies],
-        "val_accuracy": list(accuracies),
+        "val_metric": list(accuracies),
     }
 
 
@@ -84,7 +84,7 @@ def storage() -> BaseStorage:
         cgroup={"memory": 5, "memory_peak": 9, "cpu_s": 1.5},
         batches_per_epoch=10,
     )
-    warm.set_user_attr("final", {"trial": 0, "val_accuracy": 0.6, "test_accuracy": 0.55, "test_loss": 1.0})
+    warm.set_user_attr("final", {"trial": 0, "val_metric": 0.6, "test_metric": 0.55, "test_loss": 1.0})
     return storage
 
 
@@ -111,9 +111,9 @@ def test_there_is_one_row_an_epoch(storage: BaseStorage) -> None:
 def test_what_is_not_finite_stays_missing(storage: BaseStorage) -> None:
     table = read_records(storage, SPEC).steps
     diverged = table[(table["variation"] == "asha-baseline") & (table["trial"] == 0)]
-    assert diverged[["train_loss", "val_loss", "val_accuracy"]].isna().all(axis=None)
-    assert table["val_accuracy"].dtype == float
-    assert table["val_accuracy"].isna().sum() == 1
+    assert diverged[["train_loss", "val_loss", "val_metric"]].isna().all(axis=None)
+    assert table["val_metric"].dtype == float
+    assert table["val_metric"].isna().sum() == 1
 
 
 def test_there_is_one_row_a_trial_whatever_its_state(storage: BaseStorage) -> None:

@@ -57,7 +57,7 @@ def table_of(**columns):
                         "variation": variation,
                         "seed": seed,
                         "config_index": index,
-                        "val_accuracy": curve.round(4).tolist(),
+                        "val_metric": curve.round(4).tolist(),
                         "suggested_lr": drawn[index],
                         "trained_lr": drawn[index] * (1.0 - 0.01 * warm),
                         "batches_per_epoch": 7.0,
@@ -182,8 +182,8 @@ def test_a_replay_that_was_stopped_begins_its_cell_anew(study):
 
 def test_a_curve_that_ends_or_diverges_ends_its_trial(study):
     table = table_of()
-    table.at[0, "val_accuracy"] = [0.99, 0.99]
-    table.at[1, "val_accuracy"] = [0.5, math.nan] + [0.5] * 7
+    table.at[0, "val_metric"] = [0.99, 0.99]
+    table.at[1, "val_metric"] = [0.5, math.nan] + [0.5] * 7
     spec = (
         study("scheduler.name=full-length", table=table)
         if False
@@ -197,12 +197,12 @@ def test_a_curve_that_ends_or_diverges_ends_its_trial(study):
 
 
 def test_a_plain_table_is_drawn_by_seed(study):
-    plain = table_of()[["val_accuracy"]]
+    plain = table_of()[["val_metric"]]
     spec = study("variations=[baseline]", "space.lr=0.1", "budget.trials=80", table=plain)
     run(spec)
     for cell in cells_of(spec):
         order = np.random.RandomState(1000 + cell.seed).permutation(80)
-        drawn = [list(plain["val_accuracy"][row]) for row in order]
+        drawn = [list(plain["val_metric"][row]) for row in order]
         assert [k.curve for k in courses_of(spec, cell)] == drawn
         simulated = simulate(
             SCHEDULERS["asha"](Settings(EPOCHS, maximize=True)), drawn, range(80), resumes_last=True
@@ -220,7 +220,7 @@ def test_a_chooser_has_the_suggestions_as_its_pool(study):
 
 WRONG = [
     (("task.data=nowhere.parquet",), None, "task.data: nowhere.parquet does not exist"),
-    (("task.value=loss",), None, "task.value: .* has no column 'loss'; columns of lists: .*val_accuracy"),
+    (("task.value=loss",), None, "task.value: .* has no column 'loss'; columns of lists: .*val_metric"),
     (("seeds=[0, 5]",), None, "task.data: .* has no seed 5"),
     (("variations=[baseline, ohgw-3step]",), None, "no rows of asha-ohgw-3step/seed-0000"),
     (("pilot_seeds=[1000]",), None, "has no seed 1000"),
@@ -229,10 +229,10 @@ WRONG = [
     (("task.skip=9",), None, "has nothing after 9 skipped entries; lower task.skip"),
     (("space.lr.high=0.5",), None, "space.lr: .* give a range that holds all"),
     (("space.momentum={low: 0, high: 0.9}",), None, "space.momentum: .* leave the name out"),
-    ((), table_of(val_accuracy=[2.0] * 9), "is no accuracy from 0 to 1; of losses use"),
+    ((), table_of(val_metric=[2.0] * 9), "is no accuracy from 0 to 1; of losses use"),
     (
         (),
-        table_of()[["val_accuracy", "trained_lr"]].rename(columns={"trained_lr": "lr"}),
+        table_of()[["val_metric", "trained_lr"]].rename(columns={"trained_lr": "lr"}),
         "knows no warm start",
     ),
     ((), table_of(config_index=3), "config_index of asha-baseline/seed-0000 is not 0, 1, 2"),
@@ -281,7 +281,7 @@ def test_a_study_on_images_becomes_a_replay_in_one_line(tmp_path, study):
         "name": "replay",
         "data": "x.parquet",
         "epochs": 9,
-        "value": "val_accuracy",
+        "value": "val_metric",
         "skip": 0,
         "workers": 1,
     }

@@ -67,7 +67,7 @@ def grown(tmp_path: Path):
             seen = curve[:epoch]
             columns = {c: [1.0] * epoch for c in ("train_s", "warm_s", "eval_s", "train_loss", "val_loss")}
             steps = {"mbu": list(range(1, epoch + 1)), "wall": [1e9 + e for e in range(epoch)]}
-            trial.set_user_attr("curve", {**columns, **steps, "val_accuracy": seen})
+            trial.set_user_attr("curve", {**columns, **steps, "val_metric": seen})
             study.tell(trial, max(seen) if state == TrialState.COMPLETE else None, state)
     return spec, storage
 
@@ -79,11 +79,11 @@ def test_the_studys_own_scheduler_repeats_it_to_the_epoch(grown) -> None:
     steps = records.steps.groupby(["variation", "seed"])
     assert len(runs) == 4
     assert runs["slices"].to_dict() == steps.size().to_dict()
-    assert runs["best"].to_dict() == steps["val_accuracy"].max().to_dict()
+    assert runs["best"].to_dict() == steps["val_metric"].max().to_dict()
     assert (runs["beyond"] == 0).all()
     assert runs["slices"].min() > 16 * 3  # some went on beyond the first rung
     for key, own in steps:
-        first = next((i for i, v in enumerate(own["val_accuracy"], start=1) if v >= 0.7), math.inf)
+        first = next((i for i, v in enumerate(own["val_metric"], start=1) if v >= 0.7), math.inf)
         assert runs.loc[key, "time_to_target"] == first
 
 
@@ -107,7 +107,7 @@ def test_a_study_exports_its_curves_and_trained_values(grown, tmp_path: Path) ->
     assert len(table) == 4 * 16
     for row in table.itertuples():
         known = accuracies(row.variation, row.seed, row.config_index)
-        assert list(row.val_accuracy) == known[: len(row.val_accuracy)]
+        assert list(row.val_metric) == known[: len(row.val_metric)]
     assert {f"trained_{name}" for name in RANGES} <= set(table.columns)
 
 
@@ -207,9 +207,9 @@ def test_the_command_on_a_study_and_on_tables(grown, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["x.parquet"], "x.parquet: does not exist; name a parquet file"),
-        (["t.parquet"], "column 'val_accuracy' cannot be read"),
+        (["t.parquet"], "column 'val_metric' cannot be read"),
         (["t.parquet", "--value", "loss", "--skip", "11"], "11 to 11 entries, 11 of them skipped"),
-        (["ragged.parquet"], "curves of 'val_accuracy' have 1 to 2 entries"),
+        (["ragged.parquet"], "curves of 'val_metric' have 1 to 2 entries"),
         (["t.parquet", "--scheduler", "asah"], "--scheduler: 'asah' is unknown; use some of asha, "),
         (["t.parquet", "--export", "x.parquet"], "--export: is for the curves of a study"),
         (["t.parquet", "--set", "seeds=2"], "--set: is for a study, not for tables; drop it"),
@@ -217,7 +217,7 @@ def test_the_command_on_a_study_and_on_tables(grown, tmp_path: Path) -> None:
         (["t.parquet", "a.yaml"], "got 2 files; name one study file, or parquet tables alone"),
         (["bad.parquet"], "cannot be read"),
         (["t.parquet", "--value", "lr"], "t.parquet: column 'lr' holds 0."),
-        (["null.parquet"], "column 'val_accuracy' holds None in row 1, no curve; name one of lists"),
+        (["null.parquet"], "column 'val_metric' holds None in row 1, no curve; name one of lists"),
         (["empty.parquet"], "empty.parquet: has no rows; name a table of learning curves"),
         (["alike.parquet"], "alike: at least half of the final values are the best one, 0.1, so no regret"),
         (["nan.parquet"], "nan: no value is a number"),
@@ -226,11 +226,11 @@ def test_the_command_on_a_study_and_on_tables(grown, tmp_path: Path) -> None:
 def test_a_mistake_is_one_line(arguments, message, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     table_file(Path("t.parquet"))
-    pd.DataFrame({"val_accuracy": [[1.0], [1.0, 2.0]]}).to_parquet("ragged.parquet")
+    pd.DataFrame({"val_metric": [[1.0], [1.0, 2.0]]}).to_parquet("ragged.parquet")
     Path("bad.parquet").write_text("no parquet")
     others = {"null": [[1.0], None], "empty": [], "alike": [[0.1], [0.1], [0.0]], "nan": [[math.nan]] * 3}
     for name, curves in others.items():
-        pd.DataFrame({"val_accuracy": curves}).to_parquet(f"{name}.parquet")
+        pd.DataFrame({"val_metric": curves}).to_parquet(f"{name}.parquet")
     done = run_command(*arguments)
     assert isinstance(done.exception, UserError)
     assert message in str(done.exception)

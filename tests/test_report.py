@@ -149,7 +149,7 @@ class TestTables:
         assert len(table) == len(page.evidence.records.steps)
         keys = ["variation", "seed", "trial", "epoch"]
         assert not table.duplicated(keys).any()
-        assert table["val_accuracy"].sum() == pytest.approx(page.evidence.records.steps["val_accuracy"].sum())
+        assert table["val_metric"].sum() == pytest.approx(page.evidence.records.steps["val_metric"].sum())
 
     def test_the_csv_file_is_the_table(self, page: Page, folder: Path) -> None:
         table = pd.read_csv(folder / "table.csv")

@@ -353,7 +353,7 @@ class TestWorker:
         assert {p.name for p in folder.glob("*.safetensors")} == {"best.safetensors"}
         rows = pd.read_csv(folder / "curve.csv")
         assert rows["epoch"].tolist() == [1, 2, 3]
-        assert rows["val_accuracy"].max() == pytest.approx(kept["val_accuracy"], rel=1e-5)
+        assert rows["val_metric"].max() == pytest.approx(kept["val_metric"], rel=1e-5)
 
         other = spec_of(tmp_path / "other", "variations=[asha-baseline]", "budget.trials=1", "task.epochs=3")
         with in_process(other):
@@ -364,5 +364,5 @@ class TestWorker:
             worker.finish(cell)
         again = final_of(open_storage(other.storage_url, create=False), cell)
         assert again["retrained"]
-        for column in ("psi", "best_epoch", "val_accuracy", "test_accuracy", "test_loss", "config_index"):
+        for column in ("psi", "best_epoch", "val_metric", "test_metric", "test_loss", "config_index"):
             assert again[column] == kept[column]

@@ -64,7 +64,7 @@ def test_cells_trials_and_workers(planted):
     done, at_work, given_up, begun, absent = cells_of(spec)
     plant(storage, spec, done, TrialState.COMPLETE, 0.7)
     storage.set_study_user_attr(
-        storage.get_study_id_from_name(done.name), FINAL, {"trial": 0, "test_accuracy": 0.6}
+        storage.get_study_id_from_name(done.name), FINAL, {"trial": 0, "test_metric": 0.6}
     )
     plant(storage, spec, at_work, TrialState.PRUNED, decision="pause")
     plant(storage, spec, at_work, TrialState.PRUNED, decision="stop")

@@ -43,7 +43,7 @@ class TestTracked:
         assert set(row.params) == {f"{kind}_{name}" for kind in ("suggested", "trained") for name in RANGES}
         (first_wall, first), (_, second) = row.curve
         assert first_wall == pytest.approx(START + 1.6)
-        assert (first["mbu"], first["val_accuracy"], first["warm_s"]) == (15.0, 0.3, 0.5)
+        assert (first["mbu"], first["val_metric"], first["warm_s"]) == (15.0, 0.3, 0.5)
         assert set(second) == {"mbu", "train_s", "warm_s", "eval_s"}  # what was not finite is left out
         assert row.costs == {
             "warm_mbu": 5.0,
@@ -226,8 +226,8 @@ class TestMlflow:
                 assert row.tags.items() <= one.data.tags.items()
                 assert {k: float(v) for k, v in one.data.params.items()} == row.params
                 assert row.costs.items() <= one.data.metrics.items()
-                history = client.get_metric_history(one.info.run_id, "val_accuracy")
-                assert [m.value for m in history] == [v["val_accuracy"] for _, v in row.curve]
+                history = client.get_metric_history(one.info.run_id, "val_metric")
+                assert [m.value for m in history] == [v["val_metric"] for _, v in row.curve]
                 assert [m.step for m in history] == list(range(1, len(row.curve) + 1))
                 assert [m.timestamp for m in history] == [int(wall * 1000) for wall, _ in row.curve]
         (file,) = client.list_artifacts(runs["report"].info.run_id, "report")
@@ -245,7 +245,7 @@ class TestMlflow:
         assert send_cell(storage, spec, cell) == 1
         client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
         (one,) = client.search_runs([client.get_experiment_by_name("planted").experiment_id])
-        history = client.get_metric_history(one.info.run_id, "val_accuracy")
+        history = client.get_metric_history(one.info.run_id, "val_metric")
         assert [m.value for m in history] == [k / 400 for k in range(400)]
 
     def test_a_run_that_breaks_off_is_marked_and_the_callers_own_is_left_alone(
@@ -296,7 +296,7 @@ class TestWandb:
         labels = [f"{cell.label}/{k}".encode() for cell in cells_of(spec) for k in range(2)]
         for label in labels:
             (one,) = [r for r in records if label in r]
-            assert all(key in one for key in (b"trained_lr", b"val_accuracy", b"peak_ram_bytes"))
+            assert all(key in one for key in (b"trained_lr", b"val_metric", b"peak_ram_bytes"))
         assert len(records) == len(labels) + 2  # the report each time; the same run once uploaded
         assert sum(b"report.html" in r for r in records) == 2
         assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "report"]

@@ -86,7 +86,7 @@ def one_trial(
 
     try:
         best = run_trial(trial, spec, variation, task_for, seed=0, config_index=number, **options)
-        study.tell(trial, best.accuracy)
+        study.tell(trial, best.value)
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
     return best, study.trials[0], structures
@@ -129,12 +129,12 @@ class TestRecords:
         assert curve["wall"] == sorted(curve["wall"])
         # six digits in the curve, whole floats in the intermediate values
         assert trial.intermediate_values == pytest.approx(
-            dict(enumerate(curve["val_accuracy"], start=1)), rel=1e-5
+            dict(enumerate(curve["val_metric"], start=1)), rel=1e-5
         )
         assert best is not None
-        assert trial.value == best.accuracy == max(trial.intermediate_values.values())
+        assert trial.value == best.value == max(trial.intermediate_values.values())
         assert best.state is not None
-        assert trial.intermediate_values[best.state.epoch] == best.accuracy
+        assert trial.intermediate_values[best.state.epoch] == best.value
         assert trial.params == records[0]["trained"]
 
     def test_streams_name_the_initial_weights_and_the_order(
@@ -177,7 +177,7 @@ class TestRecords:
                 eval_s=draws.uniform(0.2, 2),
                 train_loss=draws.uniform(0.01, 2.3),
                 val_loss=draws.uniform(0.01, 2.3),
-                val_accuracy=values[str(epoch)],
+                val_metric=values[str(epoch)],
             )
         attributes = {**real.user_attrs, "curve": curve.columns, "ohgw": records}
         assert attributes["flops"]["warm"] > 0
@@ -298,7 +298,7 @@ class TestDivergence:
         assert trial.user_attrs["reason"].startswith("diverged in epoch 1: training loss ")
         curve = trial.user_attrs["curve"]
         assert {len(column) for column in curve.values()} == {1}
-        assert curve["val_accuracy"] == [None]
+        assert curve["val_metric"] == [None]
         assert curve["train_loss"] == [None] or curve["val_loss"] == [None]
         assert curve["mbu"][0] >= 10
         assert trial.intermediate_values == {}
@@ -315,7 +315,7 @@ class TestDivergence:
         _, trial, _ = one_trial(spec, task)
         assert trial.user_attrs["reason"].startswith("diverged in epoch 2: ")
         assert trial.user_attrs["reason"].endswith("validation loss inf")
-        assert trial.user_attrs["curve"]["val_accuracy"] == [0.25, None]
+        assert trial.user_attrs["curve"]["val_metric"] == [0.25, None]
         assert trial.intermediate_values == {1: 0.25}
 
     def test_of_the_final_training_ends_it_and_wins_nothing(
@@ -329,8 +329,8 @@ class TestDivergence:
             {"lr": 0.05, "momentum": 0.5, "weight_decay": 0.0, "magnitude": 1.0, "label_smoothing": 0.0}
         ]
         best, curve = train_final(spec, task, trained, seed=0, config_index=0)
-        assert curve.columns["val_accuracy"] == [0.25, None]
-        assert best.accuracy == 0.25
+        assert curve.columns["val_metric"] == [0.25, None]
+        assert best.value == 0.25
         assert best.state is not None
         assert best.state.epoch == 1
 
@@ -381,13 +381,13 @@ class TestFinal:
         trained = [record["trained"] for record in trial.user_attrs["ohgw"]]
         again, curve = train_final(spec, task, trained, seed=0, config_index=1)
         own = trial.user_attrs["curve"]
-        for column in ("train_loss", "val_loss", "val_accuracy"):
+        for column in ("train_loss", "val_loss", "val_metric"):
             assert curve.columns[column] == own[column]
         assert curve.columns["mbu"] == [10.0, 20.0, 30.0, 40.0]
         assert best is not None
         assert best.state is not None
         assert again.state is not None
-        assert again.accuracy == best.accuracy
+        assert again.value == best.value
         a, b = again.state.tensors(), best.state.tensors()
         assert all(torch.equal(a[name], b[name]) for name in b)
         assert dict(again.state.psi) == dict(best.state.psi)
@@ -498,4 +498,4 @@ class TestBest:
         for state, accuracy in zip(states, (0.5, 0.7, 0.7, 0.6), strict=True):
             best.offer(state, Evaluation(1.0, accuracy))
         assert best.state is states[1]
-        assert best.accuracy == 0.7
+        assert best.value == 0.7

@@ -8,6 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from optuna_ohgw.figures.theme import SOFT, count, empty, finish, rounded
+from optuna_ohgw.metric import ACCURACY, Metric
 
 _STATES = {"COMPLETE": "#009e73", "PRUNED": "#b8bec5", "RUNNING": "#56b4e9", "FAIL": "#d55e00"}
 _FRONT = "#0072b2"
@@ -15,27 +16,29 @@ _FRONT = "#0072b2"
 _MOST_CURVES, _MOST_POINTS, _MOST_NUMBERS = 60, 1000, 40
 
 
-def learning_curves(steps: pd.DataFrame, source: str) -> go.Figure:
+def learning_curves(steps: pd.DataFrame, source: str, metric: Metric = ACCURACY) -> go.Figure:
     """Return the learning curves of one cell, the best one in front.
 
     Args:
         steps: ``Records.steps`` of the cell.
         source: The cell and its study file.
+        metric: What is measured.
     """
     title = "Learning curves of a cell"
-    own = steps[steps["counted"] & steps["val_accuracy"].notna()]
+    own = steps[steps["counted"] & steps["val_metric"].notna()]
     if own.empty:
-        return empty(title, source, "no epoch with a finite accuracy has been recorded yet")
+        return empty(title, source, "no epoch with a value has been recorded yet")
     figure, seen = go.Figure(), set()
-    best = int(own["trial"].to_numpy()[own["val_accuracy"].to_numpy().argmax()])
+    own = own.assign(score=metric.sign * own["val_metric"])
+    best = int(own["trial"].to_numpy()[own["score"].to_numpy().argmax()])
     total = own["trial"].nunique()
-    kept = [int(t) for t in own.groupby("trial")["val_accuracy"].max().sort_values().index[-_MOST_CURVES:]]
+    kept = [int(t) for t in own.groupby("trial")["score"].max().sort_values().index[-_MOST_CURVES:]]
     own = own[own["trial"].isin(kept)]
     stride = math.ceil(len(own) / _MOST_POINTS)
     for trial in [*(t for t in kept if t != best), best]:
         mine = own[own["trial"] == trial].sort_values("epoch")
         epochs = mine["epoch"].to_numpy()
-        peak = epochs[mine["val_accuracy"].to_numpy().argmax()]
+        peak = epochs[mine["score"].to_numpy().argmax()]
         mine = mine[((epochs - 1) % stride == 0) | (epochs == peak) | (epochs == epochs[-1])]
         state = str(mine["state"].iloc[0])
         name, line = state.lower(), {"color": _STATES.get(state, SOFT), "width": 1.2}
@@ -43,7 +46,7 @@ def learning_curves(steps: pd.DataFrame, source: str) -> go.Figure:
             name, line = f"best: trial {trial} ({state.lower()})", {"color": _FRONT, "width": 3}
         figure.add_scatter(
             x=mine["epoch"].tolist(),
-            y=rounded(mine["val_accuracy"], 4),
+            y=rounded(mine["val_metric"], 4),
             mode="lines+markers",
             name=name,
             line=line,
@@ -54,7 +57,10 @@ def learning_curves(steps: pd.DataFrame, source: str) -> go.Figure:
         )
         seen.add(name)
     figure.update_xaxes(title="time trained (epochs)", rangemode="tozero")
-    figure.update_yaxes(title="validation accuracy (share)", minallowed=-0.05, maxallowed=1.05)
+    figure.update_yaxes(title=f"validation {metric.axis}")
+    if metric.low is not None and metric.high is not None:
+        margin = 0.05 * (metric.high - metric.low)
+        figure.update_yaxes(minallowed=metric.low - margin, maxallowed=metric.high + margin)
     if own["epoch"].max() <= 10:
         figure.update_xaxes(dtick=1)
     shown = f"the best {len(kept)} of {count(total, 'trial')}" if len(kept) < total else count(total, "trial")

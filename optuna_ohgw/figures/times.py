@@ -24,6 +24,7 @@ from optuna_ohgw.figures.theme import (
     short,
     style,
 )
+from optuna_ohgw.metric import ACCURACY, Metric
 from optuna_ohgw.records import PILOT
 from optuna_ohgw.variations import baseline_among
 
@@ -38,8 +39,14 @@ _SYMBOLS = {
 }
 
 
-def best_value(curves: pd.DataFrame, source: str, targets: list[float], budget: str = "mbu") -> go.Figure:
-    """Return best validation accuracy against budget: median and quartiles over seeds.
+def best_value(
+    curves: pd.DataFrame,
+    source: str,
+    targets: list[float],
+    budget: str = "mbu",
+    metric: Metric = ACCURACY,
+) -> go.Figure:
+    """Return the best validation value against budget: median and quartiles over seeds.
 
     Median and quartiles are over the cells observed that far; a line stops where they are fewer than half.
 
@@ -48,11 +55,12 @@ def best_value(curves: pd.DataFrame, source: str, targets: list[float], budget: 
         source: The study file.
         targets: τ, shown as lines.
         budget: ``mbu``, ``device_s`` or ``wall_s``.
+        metric: What is measured.
     """
-    title, column = "Best validation accuracy so far", f"cell_{budget}"
+    title, column = f"Best validation {metric.name} so far", f"cell_{budget}"
     own = curves[(curves["variation"] != PILOT) & (curves[column] > 0)]
     if not own["best"].notna().any():
-        return empty(title, source, "no epoch with a finite accuracy has been recorded yet")
+        return empty(title, source, "no epoch with a value has been recorded yet")
     figure = go.Figure()
     first, last = own.groupby(["variation", "seed"])[column].min().median(), own[column].max()
     wide = last > 20 * first
@@ -85,7 +93,7 @@ def best_value(curves: pd.DataFrame, source: str, targets: list[float], budget: 
     figure.update_xaxes(title=f"budget of the cell ({UNITS[budget]})")
     if wide:
         figure.update_xaxes(type="log", tickvals=log_ticks(first, last, 8), tickformat="~s")
-    figure.update_yaxes(title="best validation accuracy (share)")
+    figure.update_yaxes(title=f"best validation {metric.axis}")
     seeds = count(own["seed"].nunique(), "seed")
     return finish(figure, title, source, note=f"median and quartiles over {seeds}")
 

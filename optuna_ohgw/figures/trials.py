@@ -23,6 +23,7 @@ from optuna_ohgw.figures.theme import (
     short,
     style,
 )
+from optuna_ohgw.metric import ACCURACY, Metric
 from optuna_ohgw.records import PILOT
 from optuna_ohgw.spec_parts import RangeSpec
 
@@ -131,15 +132,16 @@ def psi_shift(trials: pd.DataFrame, ranges: Mapping[str, RangeSpec], source: str
     return finish(figure, title, source, plot=panels.plot, note=note)
 
 
-def benefit_heatmap(benefit: pd.DataFrame, source: str) -> go.Figure:
+def benefit_heatmap(benefit: pd.DataFrame, source: str, metric: Metric = ACCURACY) -> go.Figure:
     """Return hyper-gradient size against the paired trial difference, as counts.
 
-    Above 0 the variation's trial had the higher accuracy. The lowest and the highest row also count what
+    Above 0 the variation's trial had the better value. The lowest and the highest row also count what
     lies beyond them.
 
     Args:
         benefit: What ``drift.benefit`` returns.
         source: The study file.
+        metric: What is measured.
     """
     title = "Size of the hyper-gradient and benefit of its trial"
     norm = benefit["gradient_norm"].astype(float)
@@ -154,7 +156,8 @@ def benefit_heatmap(benefit: pd.DataFrame, source: str) -> go.Figure:
     figure, size = panels.figure, np.log10(own["gradient_norm"].to_numpy(dtype=float))
     left = math.floor(size.min())
     edges_x = np.linspace(left, max(math.ceil(size.max()), left + 1), 13)
-    reach = max(float(own["benefit"].abs().quantile(0.98)), 0.01)
+    reach = float(own["benefit"].abs().quantile(0.98))
+    reach = max(reach, 0.01) if metric.high == 1 else reach or 1.0
     edges_y = np.linspace(-reach, reach, 16)
     for i, variation in enumerate(names):
         mine = own["variation"].to_numpy() == variation
@@ -172,7 +175,7 @@ def benefit_heatmap(benefit: pd.DataFrame, source: str) -> go.Figure:
         )
         figure.update_xaxes(title="log10 of gradient norm", nticks=6, tickangle=0, **panels.place(i))
         if panels.leads(i):
-            figure.update_yaxes(title="benefit (accuracy, share)", **panels.place(i))
+            figure.update_yaxes(title=f"benefit, {metric.axis}", **panels.place(i))
     figure.add_hline(y=0, line={"color": INK, "dash": "dot", "width": 1})
     bar = {"title": {"text": "trials"}, "thickness": 14, "outlinewidth": 0, "len": 230, "lenmode": "pixels"}
     bar |= {"y": 1, "yanchor": "top", **({"dtick": 1} if most <= 6 else {"nticks": 6})}

@@ -47,7 +47,11 @@ class Page:
     @cached_property
     def benefit(self) -> pd.DataFrame:
         """Paired trial differences beside the size of the hyper-gradient."""
-        return drift.benefit(self.evidence.records.steps, self.evidence.records.trials)
+        return drift.benefit(
+            self.evidence.records.steps,
+            self.evidence.records.trials,
+            maximize=self.evidence.spec.metric.maximize,
+        )
 
     @cached_property
     def correlation(self) -> pd.DataFrame:
@@ -138,14 +142,14 @@ class Page:
         steps, trials = (_cell(t, variation, seed) for t in (e.records.steps, e.records.trials))
         where = f"{variation}, seed {seed} ({e.source})"
         drawn = {
-            "best-value": figures.best_value(e.curves, e.source, e.targets),
+            "best-value": figures.best_value(e.curves, e.source, e.targets, metric=spec.metric),
             "paired-times": figures.paired_times(e.times, e.comparisons, e.source, target),
             "survival-of-times": figures.survival_of_times(e.times, e.source, target),
             "overhead": figures.overhead_bars(e.cells, e.source),
             "psi-shift": figures.psi_shift(e.records.trials, spec.ranges, e.source),
-            "gradient-benefit": figures.benefit_heatmap(self.benefit, e.source),
+            "gradient-benefit": figures.benefit_heatmap(self.benefit, e.source, metric=spec.metric),
             "survival": figures.survival(e.records.trials, rungs, e.source),
-            "learning-curves": figures.learning_curves(steps, where),
+            "learning-curves": figures.learning_curves(steps, where, spec.metric),
             "workers": figures.workers(trials, where),
         }
         for source, base, result in self.sensitivities:
@@ -154,11 +158,13 @@ class Page:
         return drawn
 
     def _shown_cell(self) -> tuple[str, int]:
-        """Return the cell shown as an example: that with the best validation accuracy."""
+        """Return the cell shown as an example: that with the best validation value."""
         cells = self.evidence.cells.dropna(subset=["best_val"])
         if cells.empty:
             return self.evidence.spec.variations[0], self.evidence.spec.seeds[0]
-        best = cells.sort_values("best_val", kind="stable").iloc[-1]
+        best = cells.sort_values("best_val", kind="stable").iloc[
+            -1 if self.evidence.spec.metric.maximize else 0
+        ]
         return str(best["variation"]), int(best["seed"])
 
     def cell_figures(self) -> dict[str, dict[str, go.Figure]]:
@@ -170,7 +176,7 @@ class Page:
             where = f"{variation}, seed {seed} ({self.evidence.source})"
             name = f"{spec.name}/{variation}/seed-{seed:04d}"
             drawn[name] = {
-                "learning-curves": figures.learning_curves(own, where),
+                "learning-curves": figures.learning_curves(own, where, spec.metric),
                 "workers": figures.workers(trials[variation, seed], where),
                 "psi-shift": figures.psi_shift(trials[variation, seed], spec.ranges, where),
             }

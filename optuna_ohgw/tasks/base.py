@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class Evaluation(NamedTuple):
-    """Mean loss (nats) and accuracy (a fraction) over a part of the data."""
+    """Mean loss (nats) and the metric over a part of the data."""
 
     loss: float
-    accuracy: float
+    metric: float
 
 
 class Task(Protocol):
@@ -49,7 +49,7 @@ class Task(Protocol):
         ...
 
     def evaluate(self, part: str) -> Evaluation:
-        """Return loss and accuracy of the network on ``"validation"`` or ``"test"``."""
+        """Return loss and metric of the network on ``"validation"`` or ``"test"``."""
         ...
 
     def warm_batches(self, seed: int, config_index: int, rung: int) -> Callable[[int], tuple[Any, Tensor]]:

@@ -215,7 +215,7 @@ class TestEvaluate:
                 hits.append(int(output.argmax()) == int(label))
         # float32 against float64, over batches of another size
         assert found.loss == pytest.approx(np.mean(losses), rel=1e-4)
-        assert found.accuracy == pytest.approx(np.mean(hits), abs=1e-6)
+        assert found.metric == pytest.approx(np.mean(hits), abs=1e-6)
 
     def test_changes_neither_weights_nor_statistics(self) -> None:
         task = digits("resnet20", 8, 3)

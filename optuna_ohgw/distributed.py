@@ -24,7 +24,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from optuna_ohgw.lookahead import LookaheadLoss, Psi
+from optuna_ohgw.lookahead import LookaheadLoss
+from optuna_ohgw.updates import Psi
 
 
 class RankError(RuntimeError):
@@ -275,8 +276,14 @@ def distributed_loss(
     if isinstance(loss.model, DistributedDataParallel):
         known["model"] = loss.model.module
         if loss.velocity is not None:
-            known["velocity"] = {n.removeprefix("module."): v for n, v in loss.velocity.items()}
+            known["velocity"] = _bare(loss.velocity)
+        if loss.slots is not None:
+            known["slots"] = {slot: _bare(named) for slot, named in loss.slots.items()}
     return DistributedLookaheadLoss(**known, ranks=ranks)
+
+
+def _bare(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("module."): tensor for name, tensor in named.items()}
 
 
 def ranks_of(loss: Any, group: dist.ProcessGroup | None) -> Ranks:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optuna_ohgw.lookahead import LookaheadLoss, Tensors, gradient_of
+from optuna_ohgw.lookahead import LookaheadLoss, gradient_of
 from optuna_ohgw.space import SearchSpace
+from optuna_ohgw.updates import SGD, Tensors
 
 Loss = Callable[[Mapping[str, Tensor]], Tensor]
 Estimator = Callable[[Any, SearchSpace, Tensor], "HyperGradient"]
@@ -98,8 +99,15 @@ def lean(loss: LookaheadLoss, space: SearchSpace, z: Tensor, *, step_unit: float
     with common random numbers at ``step_unit`` of its range, because through ReLU its
     almost-everywhere derivative is noise at any useful scale. The parts run one after another.
 
-    Cost: 2K + 1 + 3(K − 1), and 2(K + 1/3) for the magnitude: 5 2/3 mbu at horizon 1.
+    With another update than SGD, or a schedule, the derivatives of the update itself are those of its
+    graph; at horizon 1 they need no double backward either.
+
+    Cost: 2K + 1 + 3(K − 1), and 2(K + 1/3) for the magnitude: 5 2/3 mbu at horizon 1. With another
+    update 2 mbu (3 with label smoothing) at horizon 1, else 3K + 1, and 2(K + 1/3) for each of magnitude
+    and dropout.
     """
+    if loss.update != SGD() or loss.schedule is not None:
+        return _lean_by_graph(loss, space, z, step_unit)
     psi = {n: v.detach() for n, v in space.to_native(z).items()}
     smooth = "label_smoothing" in space.names
     lr = loss.value(psi, "lr") * loss.lr_scale
@@ -107,7 +115,7 @@ def lean(loss: LookaheadLoss, space: SearchSpace, z: Tensor, *, step_unit: float
     step_size = lr / (1 - momentum) if loss.steady_state else lr
 
     weights: list[Tensors] = [{n: p.detach() for n, p in loss.params().items()}]
-    given = loss.velocity or {}
+    given = loss.begin().get("momentum_buffer", {})
     velocities: list[Tensors] = [{n: given.get(n, torch.zeros_like(p)) for n, p in weights[0].items()}]
     mixed: list[Tensors] = []
     for k in range(loss.horizon):
@@ -158,6 +166,36 @@ ESTIMATORS: dict[str, Estimator] = {
     "direct": direct,
     "finite-difference": finite_difference,
 }
+
+
+def _lean_by_graph(loss: LookaheadLoss, space: SearchSpace, z: Tensor, step_unit: float) -> HyperGradient:
+    native = {n: v.detach().requires_grad_() for n, v in space.to_native(z).items()}
+    smooth = "label_smoothing" in native
+    with torch.enable_grad():
+        if loss.horizon > 1:
+            value, cost = loss(native), loss.exact_cost_mbu
+        else:
+            weights = {n: p.detach() for n, p in loss.params().items()}
+            fixed = {n: v.detach() for n, v in native.items()}
+            gradients, mixed = _step_gradients(loss, weights, fixed, 0, smooth)
+            if smooth:
+                # Linear in the smoothing, so that no graph of the gradient is needed.
+                change = loss.value(native, "label_smoothing") - loss.value(fixed, "label_smoothing")
+                gradients = {n: g + change * mixed[n] for n, g in gradients.items()}
+            after, _ = loss.step(weights, gradients, loss.begin(), native, 0)
+            value, cost = loss.validation_loss(after), 2.0 + smooth
+        found = torch.autograd.grad(value, list(native.values()), allow_unused=True)
+    derivative, components, methods = space.native_derivative(z), [], {}
+    for i, (name, component) in enumerate(zip(native, found, strict=True)):
+        if name in loss.exact_names:
+            known = component is not None
+            components.append(float(component) * float(derivative[i]) if component is not None else 0.0)
+            methods[name] = "lean" if known else "zero"
+        else:
+            components.append(_central(loss, space, z, i, step_unit))
+            methods[name] = "finite-difference"
+            cost += 2 * loss.cost_mbu
+    return HyperGradient(float(value.detach()), torch.tensor(components, dtype=torch.float64), cost, methods)
 
 
 def _from_graph(

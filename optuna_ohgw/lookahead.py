@@ -6,15 +6,15 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-Tensors = dict[str, Tensor]
-Psi = Mapping[str, Tensor]
+from optuna_ohgw.updates import SGD, UPDATES, Psi, Slots, Tensors, UpdateRule
+
 Batch = tuple[Any, Tensor]
 
 DEFAULTS = {
@@ -22,7 +22,23 @@ DEFAULTS = {
     "weight_decay": 0.0,
     "label_smoothing": 0.0,
     "magnitude": 0.0,
+    "beta1": 0.9,
+    "beta2": 0.999,
 }
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+
+class Schedule(Protocol):
+    """Factor of the learning rate at a step, differentiable in the hyper-parameters it reads."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of its hyper-parameters."""
+        ...
+
+    def __call__(self, psi: Psi, step: int) -> Tensor:
+        """Return the factor at a step, counted from the present weights."""
+        ...
 
 
 def uniform_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
@@ -43,10 +59,10 @@ def gradient_of(value: Tensor, weights: Mapping[str, Tensor], *, create_graph: b
 class LookaheadLoss:
     """A scalar loss of ψ, differentiable in it, made by :func:`lookahead_loss`.
 
-    ``loss(psi)`` takes ``horizon`` differentiable SGD steps from the model's present weights and
-    returns the plain criterion of the weights reached, on one more mini-batch. ``psi`` maps names
-    to 0-d tensors in *native* coordinates; ``lr``, ``momentum``, ``weight_decay``,
-    ``label_smoothing`` and ``magnitude`` are read, a missing one is taken from ``fixed``.
+    ``loss(psi)`` takes ``horizon`` differentiable steps of ``update`` from the model's present weights
+    and returns the plain criterion of the weights reached, on one more mini-batch. ``psi`` maps names
+    to 0-d tensors in *native* coordinates; ``lr``, ``label_smoothing``, ``magnitude``, ``dropout`` and
+    what the update and the schedule read are used, a missing one is taken from ``fixed``.
 
     Nothing is changed by a call: parameters are used functionally, buffers (BatchNorm) are
     copied, and the global random state is restored. Every call with the same ``draw`` sees the
@@ -62,6 +78,9 @@ class LookaheadLoss:
     fixed: Mapping[str, float] = field(default_factory=dict)
     velocity: Mapping[str, Tensor] | None = None
     lr_scale: float = 1.0
+    update: UpdateRule = field(default_factory=SGD)
+    slots: Slots | None = None
+    schedule: Schedule | None = None
     position: int = 0
 
     def __post_init__(self) -> None:
@@ -88,8 +107,14 @@ class LookaheadLoss:
 
     @property
     def steady_state(self) -> bool:
-        """Whether momentum acts as lr/(1 − m): one step from rest, where it has no other effect."""
-        return self.horizon == 1 and self.velocity is None
+        """Whether momentum acts as lr/(1 − m): one SGD step from rest, where it has no other effect."""
+        return self.horizon == 1 and self.update == SGD() and self.slots is None and self.velocity is None
+
+    @property
+    def exact_names(self) -> frozenset[str]:
+        """Names whose effect is differentiated; the others act inside the training loss alone."""
+        scheduled = () if self.schedule is None else self.schedule.reads
+        return frozenset({"lr", "label_smoothing", *self.update.reads, *scheduled})
 
     def params(self) -> Tensors:
         """Return the present trainable weights, detached, as leaves that require gradients."""
@@ -116,7 +141,7 @@ class LookaheadLoss:
         with self._reproducible(step):
             if self.augment is not None:
                 inputs = self.augment(inputs, self.value(psi, "magnitude"))
-            output = self._forward(params, inputs)
+            output = self._forward(params, inputs, self._dropout(psi))
         plain = self.criterion(output, target)
         return plain, uniform_cross_entropy(output, target) - plain
 
@@ -133,7 +158,7 @@ class LookaheadLoss:
         if self.prepare is not None:
             inputs = self.prepare(inputs)
         with self._reproducible(self.horizon):
-            return self.criterion(self._forward(params, inputs), target)
+            return self.criterion(self._forward(params, inputs, 0.0), target)
 
     def direct(self, psi: Psi) -> Tensor:
         """Return the regularised training loss at the present weights, L + ½·wd·‖θ‖²."""
@@ -144,24 +169,45 @@ class LookaheadLoss:
     def __call__(self, psi: Psi) -> Tensor:
         """Return L_val(θ_K(ψ)), a scalar; cost K + 1/3 mini-batch units without a gradient."""
         differentiable = torch.is_grad_enabled() and any(v.requires_grad for v in psi.values())
-        lr = self.value(psi, "lr") * self.lr_scale
-        momentum, decay = self.value(psi, "momentum"), self.value(psi, "weight_decay")
-        if self.steady_state:
-            lr = lr / (1 - momentum)
-        params, velocity = self.params(), dict(self.velocity or {})
+        params, slots = self.params(), self.begin()
         for step in range(self.horizon):
             with torch.enable_grad():
                 loss = self.training_loss(params, psi, step)
                 gradients = gradient_of(loss, params, create_graph=differentiable)
             with contextlib.nullcontext() if differentiable else torch.no_grad():
-                for name, weight in params.items():
-                    decayed = gradients[name] + decay * weight
-                    velocity[name] = momentum * velocity[name] + decayed if name in velocity else decayed
-                params = {name: weight - lr * velocity[name] for name, weight in params.items()}
+                params, slots = self.step(params, gradients, slots, psi, step)
             if not differentiable:
                 params = {name: weight.detach().requires_grad_() for name, weight in params.items()}
         with contextlib.nullcontext() if differentiable else torch.no_grad():
             return self.validation_loss(params)
+
+    def begin(self) -> Slots:
+        """Return what the optimiser keeps at the present weights; empty at rest."""
+        if self.slots is not None:
+            return self.slots
+        return {} if self.velocity is None else {"momentum_buffer": self.velocity}
+
+    def step(
+        self,
+        params: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        slots: Slots,
+        psi: Psi,
+        step: int,
+    ) -> tuple[Tensors, Slots]:
+        """Return weights and slots after step ``step``, differentiable in ψ."""
+        known = {name: self.value(psi, name) for name in self.update.reads}
+        lr = self.value(psi, "lr") * self.lr_scale
+        if self.schedule is not None:
+            lr = lr * self.schedule({n: self.value(psi, n) for n in self.schedule.reads}, step)
+        if self.steady_state:
+            lr = lr / (1 - known["momentum"])
+        return self.update(params, gradients, slots, known, lr)
+
+    def _dropout(self, psi: Psi) -> float | None:
+        """Return the share dropped in training; None: as the model has it."""
+        known = psi.get("dropout", self.fixed.get("dropout"))
+        return float(known.detach()) if isinstance(known, Tensor) else known
 
     def _batch(self, step: int) -> Batch:
         return self.batches(self.position * (self.horizon + 1) + step)
@@ -169,15 +215,21 @@ class LookaheadLoss:
     def _seed(self, step: int) -> int:
         return self.position * (self.horizon + 1) + step
 
-    def _forward(self, params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    def _forward(self, params: Mapping[str, Tensor], inputs: Tensor, dropout: float | None) -> Tensor:
+        dropped = [m for m in self.model.modules() if isinstance(m, DROPOUTS)]
+        shares = [m.p for m in dropped]
         buffers = {name: buffer.detach().clone() for name, buffer in self.model.named_buffers()}
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.train()
+        for drop in dropped:
+            drop.p = drop.p if dropout is None else dropout
         try:
             output: Tensor = functional_call(self.model, ({**params, **buffers},), (inputs,))
         finally:
             for module, training in modes:
                 module.training = training
+            for drop, share in zip(dropped, shares, strict=True):
+                drop.p = share
         return output
 
     @contextlib.contextmanager
@@ -203,17 +255,21 @@ def lookahead_loss(
     fixed: Mapping[str, float] | None = None,
     velocity: Mapping[str, Tensor] | None = None,
     lr_scale: float = 1.0,
+    update: UpdateRule | str = "sgd",
+    slots: Slots | None = None,
+    schedule: Schedule | None = None,
 ) -> LookaheadLoss:
-    """Return the loss of ψ after ``horizon`` SGD-momentum steps, on one more mini-batch.
+    """Return the loss of ψ after ``horizon`` steps of an optimiser, on one more mini-batch.
 
     With gradient g_k of the label-smoothed loss on augmented training mini-batch k at θ_k, each
-    step is that of ``torch.optim.SGD``::
+    step of the default update is that of ``torch.optim.SGD``::
 
         v_{k+1} = m·v_k + g_k + wd·θ_k        θ_{k+1} = θ_k − lr·v_{k+1}
 
     At horizon 1 from rest (``velocity=None``) momentum has no effect on the first step, so it
     acts through its steady state, lr/(1 − m); otherwise it acts exactly. The held-out mini-batch
-    is neither augmented nor smoothed. BatchNorm uses the statistics of the mini-batch throughout.
+    is neither augmented nor smoothed, and nothing is dropped on it. BatchNorm uses the statistics of
+    the mini-batch throughout.
 
     Args:
         model: The network; its present parameters are read at every call.
@@ -227,12 +283,26 @@ def lookahead_loss(
         prepare: Turns the held-out inputs into what the model takes; default: as they are.
         fixed: Native values of the hyper-parameters that ψ does not hold (momentum,
             weight decay, label smoothing, magnitude: 0 unless given).
-        velocity: Momentum buffers by parameter name; None: at rest.
+        velocity: Momentum buffers of SGD by parameter name; None: at rest.
         lr_scale: Factor of the learning-rate schedule at the present step.
+        update: The optimiser: ``sgd``, ``nesterov``, ``adam``, ``adamw``, or an
+            :class:`~optuna_ohgw.updates.UpdateRule`. Adam's read ``beta1``, ``beta2`` and
+            ``weight_decay``.
+        slots: What the optimiser keeps, as :func:`~optuna_ohgw.updates.slots_of` gives it; None: at rest.
+        schedule: Factor of the learning rate at each step, with parameters that may be in ψ.
+
+    A share ``dropout``, in ψ or ``fixed``, is that of all dropout modules while training.
 
     Raises:
-        ValueError: If ``horizon`` < 1 or ``batches`` is empty.
+        ValueError: If ``horizon`` < 1, ``batches`` is empty, the update is unknown, or both ``velocity``
+            and ``slots`` are given.
     """
+    if isinstance(update, str):
+        if update not in UPDATES:
+            raise ValueError(f"update must be one of {', '.join(UPDATES)} but got {update!r}")
+        update = UPDATES[update]
+    if velocity is not None and slots is not None:
+        raise ValueError("velocity and slots are both given; give slots={'momentum_buffer': velocity} alone")
     source = batches if callable(batches) else _repeat(batches)
     return LookaheadLoss(
         model=model,
@@ -244,6 +314,9 @@ def lookahead_loss(
         fixed=dict(fixed or {}),
         velocity=velocity,
         lr_scale=lr_scale,
+        update=update,
+        slots=slots or None,
+        schedule=schedule,
     )
 
 

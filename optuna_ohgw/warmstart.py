@@ -245,7 +245,7 @@ def _lr_grid(
         return z, 0.0, None
     direction = torch.tensor([float(name == "lr") for name in space.names], dtype=torch.float64)
     candidates = [z, *(unit_step(space, z, direction, offset) for offset in settings.grid)]
-    longer = loss.with_horizon(settings.grid_horizon) if isinstance(loss, LookaheadLoss) else loss
+    longer = loss.with_horizon(settings.grid_horizon) if hasattr(loss, "with_horizon") else loss
     return _search(_at(longer, step), space, candidates)
 
 
@@ -257,7 +257,7 @@ def _search(loss: Any, space: SearchSpace, candidates: list[Tensor]) -> tuple[Te
 
 
 def _at(loss: Any, position: int) -> Any:
-    return loss.draw(position) if isinstance(loss, LookaheadLoss) else loss
+    return loss.draw(position) if hasattr(loss, "draw") else loss
 
 
 def _unusable(loss: float, gradient: Tensor) -> str | None:

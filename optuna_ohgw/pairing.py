@@ -15,9 +15,9 @@ from optuna_ohgw.cells import cells_of, config_index
 from optuna_ohgw.history import CONFIG_INDEX, superseded
 from optuna_ohgw.sampler import HISTORY_FREE, PairedSampler
 from optuna_ohgw.spec import StudySpec
-from optuna_ohgw.tasks.data import cache_folder
-from optuna_ohgw.tasks.image import ImageTask, load_image_arrays, split_images
-from optuna_ohgw.training import initial_state
+from optuna_ohgw.trial import structure_of
+from optuna_ohgw.workload import Workload
+from optuna_ohgw.workloads import workload
 
 
 @dataclass
@@ -54,8 +54,7 @@ def check_pairing(storage: BaseStorage, spec: StudySpec) -> PairingReport:
     free = spec.sampler in HISTORY_FREE
     report = PairingReport("paired" if free else "seed-paired only")
     known = {s.study_name for s in storage.get_all_studies()}
-    arrays = load_image_arrays(spec.image, cache_folder())
-    tasks: dict[tuple[int, str, int], ImageTask] = {}
+    tasks: dict[tuple[Any, ...], Workload] = {}
     seen: dict[tuple[int, int], dict[str, Any]] = {}
     for cell in cells_of(spec):
         if cell.name not in known:
@@ -73,8 +72,7 @@ def check_pairing(storage: BaseStorage, spec: StudySpec) -> PairingReport:
                 report.faults.append(f"{where}: configuration {index} is there twice")
             own.add(index)
             report.trials += 1
-            structure = {n: trial.params.get(n, getattr(spec.image, n)) for n in ("model", "batch_size")}
-            expected = _streams(spec, tasks, arrays, cell.seed, index, structure)
+            expected = _streams(spec, tasks, cell.seed, index, structure_of(trial, spec))
             report.recomputed += 1
             found = {"weights": streams["weights"], "order": streams["order"]}
             suggested = _suggested(trial)
@@ -114,18 +112,16 @@ def _check_replay(storage: BaseStorage, spec: StudySpec) -> PairingReport:
 
 def _streams(
     spec: StudySpec,
-    tasks: dict[tuple[int, str, int], ImageTask],
-    arrays: Any,
+    tasks: dict[tuple[Any, ...], Workload],
     seed: int,
     index: int,
     structure: dict[str, Any],
 ) -> dict[str, Any]:
-    key = (seed, structure["model"], structure["batch_size"])
+    key = (seed, *structure.values())
     if key not in tasks:
         tasks.clear()
-        data = split_images(spec.image, arrays, seed, torch.device("cpu"))
-        tasks[key] = ImageTask(spec.image, data, structure["model"], structure["batch_size"])
-    state = initial_state(tasks[key], seed, index, spec.task.epochs)
+        tasks[key] = workload(spec, seed, structure, torch.device("cpu"))
+    state = tasks[key].start(seed, index)
     return {"weights": state.digest(), "order": tasks[key].order_digest(seed, index)}
 
 

@@ -19,7 +19,7 @@ from optuna_ohgw.history import CLOCK, CONFIG_INDEX, CURVE, INTERRUPTED, RECORD,
 from optuna_ohgw.metric import Metric
 from optuna_ohgw.schedulers.pruners import SchedulerPruner
 from optuna_ohgw.spec import StudySpec
-from optuna_ohgw.spec_parts import ReplaySpec
+from optuna_ohgw.spec_tasks import ReplaySpec
 from optuna_ohgw.surroundings import worker_record
 from optuna_ohgw.tasks.replay import Known, courses_of
 from optuna_ohgw.trial import BATCHES, Curve, why_pruned

@@ -36,11 +36,13 @@ from optuna_ohgw.ray_engine import run_actors
 from optuna_ohgw.reading import hide_passwords
 from optuna_ohgw.schedulers.choosers import check_installed
 from optuna_ohgw.spec import StudySpec
+from optuna_ohgw.spec_kinds import ContractSpec
 from optuna_ohgw.tasks.data import ImageData, cache_folder
 from optuna_ohgw.tasks.image import load_image_arrays, split_images
 from optuna_ohgw.tasks.models import build_model
 from optuna_ohgw.tasks.replay import courses_of
 from optuna_ohgw.tracking import check_tracking, send_cell
+from optuna_ohgw.workloads import check_contract
 
 _ALONE = Crew()
 log = logging.getLogger("optuna_ohgw.runner")
@@ -233,6 +235,9 @@ def check_data(spec: StudySpec) -> None:
     if spec.replays:
         for cell in cells_of(spec):
             courses_of(spec, cell)
+        return
+    if isinstance(spec.task, ContractSpec):
+        check_contract(spec)
         return
     arrays = load_image_arrays(spec.image, cache_folder())
     data = split_images(spec.image, arrays, spec.seeds[0], worker.resolve_device("cpu"))

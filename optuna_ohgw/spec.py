@@ -11,23 +11,28 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.metric import Metric
 from optuna_ohgw.reading import leaves, merge, read_file, read_override, shown
-from optuna_ohgw.spec_checks import check_pool, check_replay, check_space, check_storage, check_variations
+from optuna_ohgw.spec_checks import (
+    check_freeze,
+    check_pool,
+    check_replay,
+    check_space,
+    check_storage,
+    check_variations,
+)
 from optuna_ohgw.spec_errors import explain
+from optuna_ohgw.spec_kinds import Task
 from optuna_ohgw.spec_parts import (
     ENDLESS,
-    PSI,
     BudgetSpec,
     ChoiceSpec,
     Entry,
     ExecutionSpec,
     RangeSpec,
-    ReplaySpec,
     SchedulerSpec,
     Spec,
-    Task,
-    TaskSpec,
     WarmStartSpec,
 )
+from optuna_ohgw.spec_tasks import ImageSpec, ReplaySpec
 from optuna_ohgw.variations import WARM_STARTS, scheduler_of, warm_start_of
 
 
@@ -71,7 +76,8 @@ class StudySpec(Spec):
     def _check(self) -> StudySpec:
         if isinstance(self.task, ReplaySpec):
             check_replay(self)
-        check_space(self.space, searched=not isinstance(self.task, ReplaySpec))
+        check_space(self.space, self.task)
+        check_freeze(self.warm_start, self.task)
         check_variations(self.variations, self.scheduler.name, self.warm_start.eta_h)
         for field in ("variations", "seeds", "pilot_seeds", "targets"):
             values = getattr(self, field)
@@ -126,20 +132,20 @@ class StudySpec(Spec):
         return self.task.metric
 
     @property
-    def image(self) -> TaskSpec:
+    def image(self) -> ImageSpec:
         """The task, where it is one on images.
 
         Raises:
             TypeError: If it is another.
         """
-        if not isinstance(self.task, TaskSpec):
+        if not isinstance(self.task, ImageSpec):
             raise TypeError(f"a task on images is needed, this is {self.task.name!r}")
         return self.task
 
     @property
     def label_noise(self) -> float:
         """Share of the training labels that are replaced."""
-        return self.task.label_noise if isinstance(self.task, TaskSpec) else 0.0
+        return self.task.label_noise if isinstance(self.task, ImageSpec) else 0.0
 
     @property
     def replays(self) -> bool:
@@ -168,9 +174,10 @@ class StudySpec(Spec):
 
     @property
     def constants(self) -> dict[str, float]:
-        """Native values of the hyper-parameters that are not searched; 0 unless named."""
+        """Native values of the hyper-parameters that are not searched; the task's defaults unless named."""
         numbers = {n: float(v) for n, v in self.space.items() if isinstance(v, int | float)}
-        return {n: numbers.get(n, 0.0) for n in PSI if n not in self.ranges}
+        known, defaults = self.task.limits, self.task.defaults
+        return {n: numbers.get(n, defaults.get(n, 0.0)) for n in known if n not in self.ranges}
 
     def identity(self) -> dict[str, Any]:
         """Return what a cell's result depends on, JSON-ready; a resumed study must agree in it."""

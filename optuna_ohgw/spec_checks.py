@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from optuna_ohgw.reading import shown
-from optuna_ohgw.spec_errors import nearest
-from optuna_ohgw.spec_parts import LIMITS, POOLED, PSI, STRUCTURE, ChoiceSpec, RangeSpec
+from optuna_ohgw.spec_errors import nearest, remedy
+from optuna_ohgw.spec_kinds import BoostingSpec, OwnSpec, PpoSpec
+from optuna_ohgw.spec_parts import POOLED, ChoiceSpec, RangeSpec, WarmStartSpec
+from optuna_ohgw.spec_tasks import TrainingSpec
 from optuna_ohgw.variations import WARM_STARTS, base_of, eta_of, scheduler_of, takes_eta, warm_start_of
 
 if TYPE_CHECKING:
@@ -46,36 +50,61 @@ def check_storage(url: str | None) -> None:
         raise ValueError(f"storage: holds {found} unquoted; write %40 for '@', %20 for a space")
 
 
-def check_space(space: dict[str, RangeSpec | ChoiceSpec | float], *, searched: bool) -> None:
-    """Raise ValueError unless the names are known, inside their limits and, ``searched``, lr is a range."""
-    if searched and not isinstance(space.get("lr"), RangeSpec):
-        received = f"{space['lr']} is not a range" if "lr" in space else "is missing"
-        raise ValueError(f"space.lr: {received}; give low and high, the learning rate is always searched")
+def check_space(space: dict[str, RangeSpec | ChoiceSpec | float], task: TrainingSpec) -> None:
+    """Raise ValueError unless the names are the task's, inside their limits, and something is searched."""
+    limits, structure = task.limits, task.structure
+    if task.required is not None and not isinstance(space.get(task.required), RangeSpec):
+        name = task.required
+        received = f"{space[name]} is not a range" if name in space else "is missing"
+        raise ValueError(f"space.{name}: {received}; give low and high, the learning rate is always searched")
+    if not any(isinstance(entry, RangeSpec) for entry in space.values()):
+        raise ValueError(f"space: nothing is searched; give low and high for some of {', '.join(limits)}")
     for name, entry in space.items():
         if isinstance(entry, ChoiceSpec):
             received = shown(list(entry.choices))
-            if name not in STRUCTURE:
-                raise ValueError(
-                    f"space.{name}: choices {received}; only {' and '.join(STRUCTURE)} can have any"
+            if name not in structure:
+                able = (
+                    f"only {' and '.join(structure)} can have any" if structure else "none can have any here"
                 )
-            if name == "model" and not all(isinstance(c, str) for c in entry.choices):
-                raise ValueError(f"space.model.choices: got {received}; give names of models")
-            if name == "batch_size" and not all(isinstance(c, int) and c > 0 for c in entry.choices):
-                raise ValueError(f"space.batch_size.choices: got {received}; give whole numbers from 1")
+                raise ValueError(f"space.{name}: choices {received}; {able}")
+            for choice in entry.choices:
+                try:
+                    type(task).model_validate(task.model_dump(by_alias=True) | _chosen(task, name, choice))
+                except ValidationError as error:
+                    wanted = remedy(error.errors()[0]["msg"].removeprefix("Value error, "))
+                    raise ValueError(f"space.{name}.choices: got {received}; {wanted} for each") from None
             if len(set(entry.choices)) < len(entry.choices):
                 raise ValueError(f"space.{name}.choices: {received} has one twice; name each once")
             continue
-        if name in STRUCTURE:
+        if name in structure:
             raise ValueError(f"space.{name}: {_shown(entry)}; give choices, or set task.{name}")
-        if name not in PSI:
-            raise ValueError(
-                f"space.{name}: unknown key with value {_shown(entry)}{nearest(name, (*PSI, *STRUCTURE))}"
-            )
-        low, high = LIMITS[name]
+        if name not in limits:
+            known = (*limits, *structure)
+            raise ValueError(f"space.{name}: unknown key with value {_shown(entry)}{nearest(name, known)}")
+        low, high, open_end = limits[name]
         ends = (entry.low, entry.high) if isinstance(entry, RangeSpec) else (entry, entry)
-        if ends[0] < low or ends[1] > high or (name == "momentum" and ends[1] >= 1):
-            limit = f"{high:g}{' (excluded)' if name == 'momentum' else ''}"
+        if ends[0] < low or ends[1] > high or (open_end and ends[1] >= high):
+            limit = f"{high:g}{' (excluded)' if open_end else ''}"
             raise ValueError(f"space.{name}: {_shown(entry)} leaves {low:g} to {limit}; keep it inside")
+
+
+def _chosen(task: TrainingSpec, name: str, choice: str | int) -> dict[str, object]:
+    if isinstance(task, OwnSpec):
+        return {"options": {**task.options, name: choice}}
+    return {name: choice}
+
+
+def check_freeze(warm_start: WarmStartSpec, task: TrainingSpec) -> None:
+    """Raise ValueError where a warm start names what the task does not have or cannot do."""
+    for name in warm_start.freeze:
+        if name not in task.limits:
+            raise ValueError(f"warm_start.freeze: {name!r} is unknown{nearest(name, task.limits)}")
+    own = isinstance(task, OwnSpec | BoostingSpec | PpoSpec)
+    if own and warm_start.estimator in ("lean", "direct"):
+        raise ValueError(
+            f"warm_start.estimator: {warm_start.estimator!r} is of look-ahead losses; give exact or "
+            "finite-difference, or leave it out"
+        )
 
 
 def check_pool(spec: StudySpec) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from optuna_ohgw.reading import shown
-from optuna_ohgw.spec_parts import TASKS, ChoiceSpec, RangeSpec
+from optuna_ohgw.spec_kinds import TASKS
+from optuna_ohgw.spec_parts import ChoiceSpec, RangeSpec
 
 # pydantic's words, in those of a YAML file
 _WANTED = {
@@ -37,10 +38,10 @@ def explain(error: ValidationError, study: type[BaseModel]) -> str:
         return f"{where}: {message}" if where else message
     if first["type"] == "missing":
         return f"{where}: is missing; add it"
-    return f"{where}: got {received}; {_remedy(message)}"
+    return f"{where}: got {received}; {remedy(message)}"
 
 
-def _remedy(message: str) -> str:
+def remedy(message: str) -> str:
     """Return what to give, from a message of pydantic's on what should be."""
     subject, _, wanted = message.partition(" should ")
     wanted = wanted.removeprefix("be ")

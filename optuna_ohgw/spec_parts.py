@@ -15,19 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from optuna_ohgw.metric import ACCURACY, Metric
-
 POOLED = ("bohb", "dyhpo", "boil")  # choose among configurations known beforehand
 ENDLESS = ("dyhpo", "boil")  # would train all of them to the end
-PSI = ("lr", "weight_decay", "momentum", "magnitude", "label_smoothing")
-LIMITS = {
-    "lr": (0.0, float("inf")),
-    "weight_decay": (0.0, float("inf")),
-    "momentum": (0.0, 1.0),
-    "magnitude": (0.0, 10.0),
-    "label_smoothing": (0.0, 1.0),
-}
-STRUCTURE = ("model", "batch_size")
 
 
 class Spec(BaseModel):
@@ -72,80 +61,6 @@ Entry = Annotated[
 ]
 
 
-class AugmentationSpec(Spec):
-    """Static settings of the image augmentation; its magnitude is in the space."""
-
-    flip: bool = True
-    crop_padding: Annotated[int, Field(ge=0)] = 4
-    operations: Annotated[int, Field(ge=0)] = 2
-    cutout: Annotated[int, Field(ge=0)] = 16
-
-
-class TaskSpec(Spec):
-    """What is trained: data, network, length."""
-
-    name: Literal["image"] = "image"
-    data: str
-    model: str
-    activation: Literal["relu", "silu"] = "relu"
-    epochs: PositiveInt
-    batch_size: PositiveInt = 128
-    validation_images: PositiveInt
-    train_images: PositiveInt | None = None
-    test_images: PositiveInt | None = None
-    size: PositiveInt | None = None
-    channels: Literal[1, 3] | None = None
-    label_noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    image_column: str = "img"
-    label_column: str = "label"
-    augmentation: AugmentationSpec = AugmentationSpec()
-
-    @property
-    def metric(self) -> Metric:
-        """What is measured."""
-        return ACCURACY
-
-    @property
-    def summary(self) -> str:
-        """What is trained, in words."""
-        return f"{self.model} on {self.data}, {self.epochs} epochs, label noise {self.label_noise:g}"
-
-
-class ReplaySpec(Spec):
-    """Learning curves of a table in place of training, on a simulated clock; see ``tasks.replay``.
-
-    ``workers`` are simulated: configurations trained at the same time in a cell.
-    """
-
-    name: Literal["replay"]
-    data: str
-    epochs: PositiveInt
-    value: str = "val_metric"
-    skip: Annotated[int, Field(ge=0)] = 0
-    workers: PositiveInt = 1
-
-    @property
-    def metric(self) -> Metric:
-        """What is in the table."""
-        return ACCURACY
-
-    @property
-    def summary(self) -> str:
-        """What is replayed, in words."""
-        return f"replay of {self.data} up to {self.epochs} epochs, {self.workers} simulated workers"
-
-
-def _task_kind(value: Any) -> str:
-    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
-    return "replay" if name == "replay" else "image"
-
-
-TASKS: dict[str, type[Spec]] = {"image": TaskSpec, "replay": ReplaySpec}
-Task = Annotated[
-    Annotated[TaskSpec, Tag("image")] | Annotated[ReplaySpec, Tag("replay")], Discriminator(_task_kind)
-]
-
-
 class SchedulerSpec(Spec):
     """How long each configuration is trained; resources are epochs. ``bootstrap_count`` is asha's alone."""
 
@@ -180,13 +95,13 @@ class WarmStartSpec(Spec):
 
     eta_h: PositiveFloat = 1e-3
     horizon: PositiveInt = 1
-    estimator: Literal["lean", "exact", "direct", "finite-difference"] = "lean"
+    estimator: Literal["lean", "exact", "direct", "finite-difference"] | None = None
     radius: PositiveFloat = 0.2
     lengths: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.05, 0.1, 0.2, 0.4)
     grid: Annotated[tuple[float, ...], Field(min_length=1)] = (-0.4, -0.2, 0.2, 0.4)
     grid_horizon: PositiveInt = 5
     sigma: PositiveFloat = 0.01
-    freeze: tuple[Literal["lr", "weight_decay", "momentum", "magnitude", "label_smoothing"], ...] = ()
+    freeze: tuple[str, ...] = ()
     snr_batches: Annotated[int, Field(ge=0)] = 0
     min_snr: PositiveFloat | None = None
     every_rung: bool = False

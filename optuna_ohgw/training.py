@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,13 @@ class TrainState:
             if not name.startswith("velocity."):
                 digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def content(self) -> dict[str, Any]:
+        """Return the state as tensors and plain values."""
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {
+            "psi": dict(self.psi),
+            "scaler": dict(self.scaler),
+        }
 
     def save(self, path: Path) -> None:
         """Write the state as one safetensors file, atomically."""

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import optuna
@@ -16,19 +16,18 @@ import torch
 
 from optuna_ohgw import checkpoint
 from optuna_ohgw.cell_study import distributions
-from optuna_ohgw.cost import PeakMemory, count_flops
+from optuna_ohgw.cost import PeakMemory
 from optuna_ohgw.freezing import epochs
 from optuna_ohgw.history import CHECKPOINT, CURVE, RECORD, RESUMED_FROM, paused_at
 from optuna_ohgw.space import SearchSpace
 from optuna_ohgw.spec import StudySpec
-from optuna_ohgw.spec_parts import STRUCTURE
-from optuna_ohgw.steps import captured_bytes
 from optuna_ohgw.suggest import ohgw_suggest
 from optuna_ohgw.surroundings import cgroup_record, read_usage
-from optuna_ohgw.tasks.base import Evaluation, Task
-from optuna_ohgw.training import Interrupted, TrainState, initial_state, state_loss, train_epoch
+from optuna_ohgw.tasks.base import Evaluation
+from optuna_ohgw.training import Interrupted
 from optuna_ohgw.variations import BASELINE, WARM_STARTS, eta_of, warm_start_of
 from optuna_ohgw.warmstart import WarmStart
+from optuna_ohgw.workload import Workload
 
 BATCHES = "batches_per_epoch"
 FLOPS = "flops"
@@ -71,11 +70,11 @@ class Curve:
 class Best:
     """The state of the best validation metric so far."""
 
-    state: TrainState | None = None
+    state: Any = None
     value: float | None = None
     sign: float = 1.0
 
-    def offer(self, state: TrainState, evaluation: Evaluation) -> None:
+    def offer(self, state: Any, evaluation: Evaluation) -> None:
         """Keep ``state`` if it is better than all before."""
         if self.value is None or self.sign * evaluation.metric > self.sign * self.value:
             self.state, self.value = state, evaluation.metric
@@ -85,30 +84,25 @@ class Best:
 class Progress:
     """What the rest of a trial depends on, to be frozen and thawed."""
 
-    state: TrainState
+    workload: Workload
+    state: Any
     best: Best = field(default_factory=Best)
     curve: Curve = field(default_factory=Curve)
 
     def state_dict(self) -> dict[str, Any]:
         """Return it as tensors and plain values; the best state but once where it is the present one."""
         same = self.best.state is self.state
-        best = None if same or self.best.state is None else _plain(self.best.state)
+        best = None if same or self.best.state is None else self.best.state.content()
         known = {"same": same, "state": best, "value": self.best.value}
-        return {"state": _plain(self.state), "best": known, "curve": self.curve.columns}
+        return {"state": self.state.content(), "best": known, "curve": self.curve.columns}
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` returned, on the device of the present state."""
-        device = next(iter(self.state.weights.values())).device
-        self.state = TrainState(**content["state"]).to(device)
+        """Take over what ``state_dict`` returned, on the workload's device."""
+        self.state = self.workload.restore(content["state"])
         best = content["best"]
-        kept = None if best["state"] is None else TrainState(**best["state"]).to(device)
+        kept = None if best["state"] is None else self.workload.restore(best["state"])
         self.best = Best(self.state if best["same"] else kept, best["value"], self.best.sign)
         self.curve = Curve(content["curve"])
-
-
-def _plain(state: TrainState) -> dict[str, Any]:
-    content = {f.name: getattr(state, f.name) for f in fields(state)}
-    return content | {"psi": dict(state.psi), "scaler": dict(state.scaler)}
 
 
 class Stopwatch:
@@ -140,13 +134,17 @@ def variation_settings(spec: StudySpec, variation: str) -> WarmStart | None:
 
 def suggest_structure(trial: optuna.trial.BaseTrial, spec: StudySpec) -> dict[str, Any]:
     """Return the structural parameters: suggested where the spec has choices, else fixed."""
-    fixed = {name: getattr(spec.image, name) for name in STRUCTURE}
     chosen = {n: trial.suggest_categorical(n, list(c.choices)) for n, c in spec.choices.items()}
-    return {**fixed, **chosen}
+    return {**spec.task.structure, **chosen}
+
+
+def structure_of(trial: optuna.trial.FrozenTrial, spec: StudySpec) -> dict[str, Any]:
+    """Return the structural parameters of a trial that has begun."""
+    return {name: trial.params.get(name, value) for name, value in spec.task.structure.items()}
 
 
 def flops(
-    spec: StudySpec, variation: str, structure: dict[str, Any], task: Task, state: TrainState
+    spec: StudySpec, variation: str, structure: dict[str, Any], work: Workload, state: Any
 ) -> dict[str, int]:
     """Return the FLOPs of a training mini-batch and of the variation's warm start, counted once."""
     key = json.dumps(
@@ -154,7 +152,7 @@ def flops(
     )
     if key not in _flops:
         settings, space = variation_settings(spec, variation), SearchSpace(distributions(spec))
-        _flops[key] = count_flops(task, state, space, settings, spec.warm_start.horizon, spec.constants)
+        _flops[key] = work.flops(state, space, settings, spec.warm_start.horizon, spec.constants)
     return _flops[key]
 
 
@@ -180,7 +178,7 @@ def run_trial(  # noqa: PLR0915 - one trial, top to bottom
     trial: optuna.Trial,
     spec: StudySpec,
     variation: str,
-    task_for: Callable[[dict[str, Any]], Task],
+    workload_for: Callable[[dict[str, Any]], Workload],
     *,
     seed: int,
     config_index: int,
@@ -201,7 +199,7 @@ def run_trial(  # noqa: PLR0915 - one trial, top to bottom
         trial: A trial of the cell's study.
         spec: The study.
         variation: Name of the cell's variation.
-        task_for: Structural parameters ↦ task on the device.
+        workload_for: Structural parameters ↦ what is trained, on the device.
         seed: Study seed.
         config_index: Position of the configuration in the cell.
         stop: Becomes true when the run is to end (raises ``Interrupted``).
@@ -210,22 +208,22 @@ def run_trial(  # noqa: PLR0915 - one trial, top to bottom
     """
     settings, space = variation_settings(spec, variation), distributions(spec)
     structure = suggest_structure(trial, spec)
-    task = task_for(structure)
-    state = initial_state(task, seed, config_index, spec.task.epochs)
-    progress = Progress(state, Best(sign=spec.metric.sign))
+    work = workload_for(structure)
+    state = work.start(seed, config_index)
+    progress = Progress(work, state, Best(sign=spec.metric.sign))
     if "streams" not in trial.user_attrs:
-        digests = {"weights": state.digest(), "order": task.order_digest(seed, config_index)}
+        digests = {"weights": state.digest(), "order": work.order_digest(seed, config_index)}
         trial.set_user_attr("streams", {"seed": seed, "config_index": config_index, **digests})
-        trial.set_user_attr(BATCHES, task.batches_per_epoch)
-        trial.set_user_attr(FLOPS, flops(spec, variation, structure, task, state))
+        trial.set_user_attr(BATCHES, work.batches_per_epoch)
+        trial.set_user_attr(FLOPS, flops(spec, variation, structure, work, state))
     rungs, total = spec.scheduler.rungs(spec.task.epochs), spec.task.epochs
     warm_epochs = (0, *rungs) if spec.warm_start.every_rung and settings is not None else (0,)
     every_s = spec.execution.checkpoint_s if store is not None else None
     known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
     curve, first, warm_starts, mbu = progress.curve, 0, 0, 0.0
     flushed = time.monotonic()
-    with recorded_memory(trial, task.device) as memory:
-        watch = Stopwatch(task.device)
+    with recorded_memory(trial, work.device) as memory:
+        watch = Stopwatch(work.device)
         try:
             for number in epochs(trial, total, store, every_s=every_s, progress=progress):
                 epoch, state = number - 1, progress.state
@@ -233,7 +231,7 @@ def run_trial(  # noqa: PLR0915 - one trial, top to bottom
                     first, curve, warm_starts = number, progress.curve, _warm_starts(trial)
                     # Not from the curve, which is rounded.
                     warmed = sum(r["cost_mbu"] for r in trial.user_attrs.get(RECORD, [])[:warm_starts])
-                    mbu = float(warmed + task.batches_per_epoch * epoch)
+                    mbu = float(warmed + work.batches_per_epoch * epoch)
                 if number > first and spent():
                     _prune(trial, curve, f"budget of the cell spent after epoch {epoch}")
                 warm_s = 0.0
@@ -241,18 +239,18 @@ def run_trial(  # noqa: PLR0915 - one trial, top to bottom
                     rung = warm_epochs.index(epoch)
                     memory.note()
                     base = replace(state, psi={**spec.constants, **state.psi})
-                    loss = state_loss(task, base, rung, spec.warm_start.horizon) if settings else None
+                    loss = work.loss(base, rung, spec.warm_start.horizon) if settings else None
                     psi = ohgw_suggest(trial, space, loss, settings, every_rung=rung > 0, seed=seed)
                     state = replace(base, psi={**base.psi, **psi})
                     record = trial.user_attrs[RECORD][-1]
                     mbu += record["cost_mbu"]
                     warm_s = record.get("seconds", 0.0)
                 watch.lap()
-                state, train_loss = train_epoch(task, state, stop)
+                state, train_loss = work.train(state, stop)
                 train_s = watch.lap()
-                memory.captured = captured_bytes(task.network())
-                evaluation = task.evaluate("validation")
-                mbu += task.batches_per_epoch
+                memory.captured = work.captured_bytes()
+                evaluation = work.evaluate(state, "validation")
+                mbu += work.batches_per_epoch
                 curve.append(
                     mbu=mbu,
                     wall=time.time(),
@@ -307,7 +305,7 @@ def why_pruned(trial: optuna.Trial, epoch: int, first: int) -> str:
 
 def train_final(
     spec: StudySpec,
-    task: Task,
+    work: Workload,
     trained: list[dict[str, float]],
     *,
     seed: int,
@@ -320,18 +318,18 @@ def train_final(
     same. ``trained`` holds the values of each warm start of the trial, in order; rungs that it did
     not reach are trained with the last. It ends early where it diverges.
     """
-    state = initial_state(task, seed, config_index, spec.task.epochs)
+    state = work.start(seed, config_index)
     warm_epochs = (0, *spec.scheduler.rungs(spec.task.epochs))
-    curve, best, watch = Curve(), Best(sign=spec.metric.sign), Stopwatch(task.device)
+    curve, best, watch = Curve(), Best(sign=spec.metric.sign), Stopwatch(work.device)
     for epoch in range(spec.task.epochs):
         if epoch in warm_epochs and warm_epochs.index(epoch) < len(trained):
             psi = trained[warm_epochs.index(epoch)]
             state = replace(state, psi={**spec.constants, **state.psi, **psi})
-        state, train_loss = train_epoch(task, state, stop)
+        state, train_loss = work.train(state, stop)
         train_s = watch.lap()
-        evaluation = task.evaluate("validation")
+        evaluation = work.evaluate(state, "validation")
         curve.append(
-            mbu=(epoch + 1) * task.batches_per_epoch,
+            mbu=(epoch + 1) * work.batches_per_epoch,
             wall=time.time(),
             train_s=train_s,
             warm_s=0.0,

@@ -39,10 +39,10 @@ from optuna_ohgw.patience import Patience
 from optuna_ohgw.replay_cell import replay_cell, replayed
 from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.surroundings import worker_record
-from optuna_ohgw.tasks.data import cache_folder
-from optuna_ohgw.tasks.image import ImageTask, load_image_arrays, split_images
-from optuna_ohgw.training import Interrupted, TrainState
-from optuna_ohgw.trial import Best, Curve, run_trial, train_final
+from optuna_ohgw.training import Interrupted
+from optuna_ohgw.trial import Best, Curve, run_trial, structure_of, train_final
+from optuna_ohgw.workload import Workload
+from optuna_ohgw.workloads import workload
 
 _POLL_S = 1.0
 _FEWEST_FAILED = 3
@@ -73,7 +73,7 @@ class Context:
 
 
 _context: Context | None = None
-_tasks: dict[tuple[Any, ...], ImageTask] = {}
+_workloads: dict[tuple[Any, ...], Workload] = {}
 _databases: dict[str, optuna.storages.BaseStorage] = {}
 
 
@@ -288,7 +288,7 @@ def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path, led
             trial,
             spec,
             cell.variation,
-            lambda structure: _task(cell, structure),
+            lambda structure: _workload(cell, structure),
             seed=cell.seed,
             config_index=index,
             stop=context.stops,
@@ -296,7 +296,7 @@ def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path, led
             store=_checkpoints(folder),
         )
         state, value = TrialState.COMPLETE, best.value
-        _keep(best, study, trial.number, folder)
+        _keep(best, study, trial.number, folder, next(iter(_workloads.values())).suffix)
     except optuna.TrialPruned:
         state = TrialState.PRUNED
     except Interrupted:
@@ -305,7 +305,7 @@ def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path, led
         log.error("%s trial %d failed: %s", cell.label, trial.number, traceback.format_exc())
         trial.set_user_attr("reason", f"{type(error).__name__}: {error}"[:500])
         if isinstance(error, torch.OutOfMemoryError):
-            _tasks.clear()  # a captured step holds its memory
+            _workloads.clear()  # a captured step holds its memory
             torch.cuda.empty_cache()
     study.tell(trial.number, value, state)
     _report(study, trial, cell, state)
@@ -333,7 +333,7 @@ def _drop_checkpoints(study: optuna.Study, cell: Cell, folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def _keep(best: Best, study: optuna.Study, number: int, folder: Path) -> None:
+def _keep(best: Best, study: optuna.Study, number: int, folder: Path, suffix: str) -> None:
     """Keep a completed trial's best weights while no other is better, for the end of the cell."""
     assert best.state is not None
     assert best.value is not None
@@ -342,20 +342,17 @@ def _keep(best: Best, study: optuna.Study, number: int, folder: Path) -> None:
         other = max(best.sign * v for v in top.intermediate_values.values())
         if (other, -top.number) > (best.sign * best.value, -number):
             return
-    best.state.save(folder / f"trial-{number}.safetensors")
-    for path in folder.glob("trial-*.safetensors"):
-        if path.name != f"trial-{number}.safetensors":
+    name = f"trial-{number}{suffix}"
+    best.state.save(folder / name)
+    for path in folder.glob(f"trial-*{suffix}"):
+        if path.name != name:
             path.unlink(missing_ok=True)
 
 
 def _final(study: optuna.Study, trial: FrozenTrial, cell: Cell, folder: Path) -> dict[str, Any]:
     context = _ready()
-    structure = {
-        "model": trial.params.get("model", context.spec.image.model),
-        "batch_size": trial.params.get("batch_size", context.spec.image.batch_size),
-    }
-    task, index = _task(cell, structure), int(trial.user_attrs[CONFIG_INDEX])
-    kept = folder / f"trial-{trial.number}.safetensors"
+    work, index = _workload(cell, structure_of(trial, context.spec)), int(trial.user_attrs[CONFIG_INDEX])
+    kept = folder / f"trial-{trial.number}{work.suffix}"
     curve = Curve(trial.user_attrs["curve"])
     best = Best(sign=context.spec.metric.sign)
     retrained = not (trial.state == TrialState.COMPLETE and kept.exists())
@@ -363,15 +360,14 @@ def _final(study: optuna.Study, trial: FrozenTrial, cell: Cell, folder: Path) ->
         trained = [record["trained"] for record in trial.user_attrs[RECORD]]
         log.info("%s: training configuration %d to the end", cell.label, index)
         stop = context.stops
-        best, curve = train_final(context.spec, task, trained, seed=cell.seed, config_index=index, stop=stop)
+        best, curve = train_final(context.spec, work, trained, seed=cell.seed, config_index=index, stop=stop)
     else:
-        best.state = TrainState.load(kept, task.device)
+        best.state = work.read(kept)
         best.value = context.spec.metric.best(trial.intermediate_values.values())
     assert best.state is not None
-    task.network().load_state_dict({**best.state.weights, **best.state.buffers})
-    test = task.evaluate("test")
-    best.state.export(folder / "best.safetensors")
-    for path in folder.glob("trial-*.safetensors"):
+    test = work.evaluate(best.state, "test")
+    best.state.export(folder / f"best{work.suffix}")
+    for path in folder.glob(f"trial-*{work.suffix}"):
         path.unlink(missing_ok=True)
     with (folder / "curve.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -402,18 +398,16 @@ def _database(spec: StudySpec) -> optuna.storages.BaseStorage:
     return _databases[url]
 
 
-def _task(cell: Cell, structure: dict[str, Any]) -> ImageTask:
+def _workload(cell: Cell, structure: dict[str, Any]) -> Workload:
     spec = _ready().spec
     key = (cell.seed, *sorted(structure.items()))
-    if key not in _tasks:
-        _tasks.clear()
+    if key not in _workloads:
+        _workloads.clear()
         device = resolve_device(spec.execution.device)
         if device.type == "cuda":
             gc.collect()  # a network and its captured step hold each other
-        arrays = load_image_arrays(spec.image, cache_folder())
-        data = split_images(spec.image, arrays, cell.seed, device)
-        _tasks[key] = ImageTask(spec.image, data, structure["model"], structure["batch_size"])
-    return _tasks[key]
+        _workloads[key] = workload(spec, cell.seed, structure, device)
+    return _workloads[key]
 
 
 def _report(study: optuna.Study, trial: optuna.Trial, cell: Cell, state: TrialState) -> None:

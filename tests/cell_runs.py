@@ -60,13 +60,13 @@ def in_process(spec, stop=None):
     for cell in cells_of(spec):
         cell.folder(spec.folder).mkdir(parents=True, exist_ok=True)
         create_cell(storage, spec, cell, {})
-    worker._tasks.clear()
+    worker._workloads.clear()
     worker._context = worker.Context(spec, stop or threading.Event(), 30)
     try:
         yield
     finally:
         worker._context = None
-        worker._tasks.clear()
+        worker._workloads.clear()
 
 
 def run(spec, stop=None):

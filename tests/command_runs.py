@@ -62,13 +62,13 @@ def in_process(spec: StudySpec) -> Iterator[worker.Context]:
     for cell in cells_of(spec):
         cell.folder(spec.folder).mkdir(parents=True, exist_ok=True)
         create_cell(storage, spec, cell, {})
-    worker._tasks.clear()
+    worker._workloads.clear()
     worker._context = worker.Context(spec, threading.Event(), 30)
     try:
         yield worker._context
     finally:
         worker._context = None
-        worker._tasks.clear()
+        worker._workloads.clear()
 
 
 def run_in_process(spec: StudySpec) -> None:

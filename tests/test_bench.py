@@ -64,7 +64,7 @@ from optuna_ohgw.cells import RETRY_OF, Cell, cells_of, check_cells, config_inde
 from optuna_ohgw.cli import app
 from optuna_ohgw.opening import open_storage
 from optuna_ohgw.spec import load_spec
-from optuna_ohgw.spec_parts import AugmentationSpec
+from optuna_ohgw.spec_tasks import AugmentationSpec
 from optuna_ohgw.training import TrainState, train_epoch
 
 CPU = torch.device("cpu")

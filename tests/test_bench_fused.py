@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from optuna_ohgw.bench.fused import fused_epoch
-from optuna_ohgw.spec_parts import AugmentationSpec, TaskSpec
+from optuna_ohgw.spec_tasks import AugmentationSpec, ImageSpec
 from optuna_ohgw.tasks.image import ImageTask, load_image_arrays, split_images
 from optuna_ohgw.training import TrainState, initial_state, train_epoch
 
@@ -28,7 +28,7 @@ class Doubles(ImageTask):
 
 @pytest.mark.parametrize("model", ["mlp", "resnet20"])
 def test_each_trial_is_trained_as_it_would_be_alone(model: str) -> None:
-    spec = TaskSpec(
+    spec = ImageSpec(
         data="digits",
         model=model,
         epochs=3,

@@ -16,7 +16,7 @@ from torch import nn
 from optuna_ohgw import cost
 from optuna_ohgw.cost import PeakMemory, count_flops
 from optuna_ohgw.space import SearchSpace
-from optuna_ohgw.spec_parts import AugmentationSpec, TaskSpec
+from optuna_ohgw.spec_tasks import AugmentationSpec, ImageSpec
 from optuna_ohgw.tasks.data import ImageData
 from optuna_ohgw.tasks.image import ImageTask
 from optuna_ohgw.training import TrainState, initial_state
@@ -43,7 +43,7 @@ def task_of(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> ImageTask:
 
     data = ImageData(*part(24), *part(8), *part(8), CLASSES)
     settings = AugmentationSpec(flip=False, crop_padding=1, operations=1, cutout=2)
-    spec = TaskSpec(data="-", model="mlp", epochs=2, validation_images=8, augmentation=settings)
+    spec = ImageSpec(data="-", model="mlp", epochs=2, validation_images=8, augmentation=settings)
     return ImageTask(spec, data, "mlp", BATCH)
 
 

@@ -39,7 +39,7 @@ def spec_of(folder: Path, *overrides: str) -> StudySpec:
 def run(spec: StudySpec) -> None:
     """Search every cell in this process."""
     storage = open_storage(spec.storage_url, create=True)
-    worker._tasks.clear()
+    worker._workloads.clear()
     worker._context = worker.Context(spec, threading.Event(), 30)
     try:
         for cell in cells_of(spec):
@@ -48,7 +48,7 @@ def run(spec: StudySpec) -> None:
             worker.search(cell)
     finally:
         worker._context = None
-        worker._tasks.clear()
+        worker._workloads.clear()
 
 
 @pytest.fixture(scope="module")

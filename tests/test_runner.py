@@ -338,7 +338,7 @@ class TestWorker:
         for value in (0.5, 0.7, 0.7, 0.6):
             trial = study.ask()
             trial.report(value, 1)
-            worker._keep(Best(state, value), study, trial.number, tmp_path)
+            worker._keep(Best(state, value), study, trial.number, tmp_path, ".safetensors")
             study.tell(trial, value)
         assert worker.best_trial(study).number == 1
         assert [p.name for p in tmp_path.glob("trial-*")] == ["trial-1.safetensors"]

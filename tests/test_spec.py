@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.reading import hide_passwords, merge, shown
 from optuna_ohgw.spec import StudySpec, load_spec
-from optuna_ohgw.spec_parts import LIMITS, PSI, RangeSpec, SchedulerSpec
+from optuna_ohgw.spec_parts import RangeSpec, SchedulerSpec
+from optuna_ohgw.spec_tasks import PICTURES
 from optuna_ohgw.variations import WARM_STARTS, takes_eta
 
 STUDY = """\
@@ -141,7 +142,7 @@ REFUSED = [
     ("warm_start.eta_h=.nan", "warm_start.eta_h", "NaN"),
     ("warm_start.eta_h=.inf", "warm_start.eta_h", "Infinity"),
     ("warm_start.estimator=best", "warm_start.estimator", '"best"'),
-    ("warm_start.freeze=[lrr]", "warm_start.freeze.0", '"lrr"'),
+    ("warm_start.freeze=[lrr]", "warm_start.freeze", "'lrr'"),
     ("warm_start.lengths=[]", "warm_start.lengths", "[]"),
     ("warm_start.lengths=[0]", "warm_start.lengths.0", "0"),
     ("warm_start.grid=[]", "warm_start.grid", "[]"),
@@ -616,9 +617,9 @@ def test_constants_are_all_that_is_not_searched_and_zero_unless_named(study):
         "magnitude": 0.0,
         "label_smoothing": 0.0,
     }
-    ranges = [f"space.{n}={{low: 0.1, high: 0.2}}" for n in PSI if n != "lr"]
+    ranges = [f"space.{n}={{low: 0.1, high: 0.2}}" for n in PICTURES if n != "lr"]
     assert study(*ranges).constants == {}
-    assert set(study(*ranges).ranges) == set(PSI)
+    assert set(study(*ranges).ranges) == set(PICTURES)
 
 
 def test_structure_is_no_constant_and_no_range(study):
@@ -628,9 +629,9 @@ def test_structure_is_no_constant_and_no_range(study):
     assert "batch_size" not in spec.constants
 
 
-@pytest.mark.parametrize("name", [n for n in PSI if n != "lr"])
+@pytest.mark.parametrize("name", [n for n in PICTURES if n != "lr"])
 def test_ends_of_the_limits_are_inside_but_for_momentum_one(study, name):
-    low, high = LIMITS[name]
+    low, high, _ = PICTURES[name]
     study(f"space.{name}={low}")
     top = {"momentum": 0.999999, "weight_decay": 1e9}.get(name, high)
     study(f"space.{name}={{low: {low}, high: {top}}}")

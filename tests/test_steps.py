@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from optuna_ohgw import steps
-from optuna_ohgw.spec_parts import AugmentationSpec, TaskSpec
+from optuna_ohgw.spec_tasks import AugmentationSpec, ImageSpec
 from optuna_ohgw.steps import CapturedStep, EagerStep, Tensors, TensorStep, captured_bytes, step_for
 from optuna_ohgw.tasks.image import ImageTask, load_image_arrays, split_images
 from optuna_ohgw.training import initial_state, load
@@ -22,7 +22,7 @@ RATES = (0.05, 0.04, 0.01)
 
 
 def build(model: str, device: str = "cpu") -> ImageTask:
-    spec = TaskSpec(
+    spec = ImageSpec(
         data="digits",
         model=model,
         epochs=2,

@@ -17,7 +17,7 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from optuna_ohgw.space import SearchSpace
-from optuna_ohgw.spec_parts import AugmentationSpec, TaskSpec
+from optuna_ohgw.spec_tasks import AugmentationSpec, ImageSpec
 from optuna_ohgw.tasks.base import Task
 from optuna_ohgw.tasks.image import ImageTask, load_image_arrays, split_images
 from optuna_ohgw.training import (
@@ -49,7 +49,7 @@ SEED, INDEX = 0, 2
 def build(model: str) -> ImageTask:
     """Return digits for ``mlp`` (one channel) or ``resnet20`` (three: channels-last memory)."""
     small = model == "resnet20"
-    spec = TaskSpec(
+    spec = ImageSpec(
         data="digits",
         model=model,
         epochs=EPOCHS,

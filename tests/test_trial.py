@@ -17,6 +17,7 @@ from optuna.pruners import BasePruner, NopPruner
 from optuna.trial import TrialState
 
 from optuna_ohgw import trial as trial_module
+from optuna_ohgw import workload as workload_module
 from optuna_ohgw.cells import CONFIG_INDEX
 from optuna_ohgw.sampler import OhgwSampler, PairedSampler
 from optuna_ohgw.spec import StudySpec, load_spec
@@ -25,6 +26,7 @@ from optuna_ohgw.tasks.image import ImageTask, load_image_arrays, split_images
 from optuna_ohgw.training import Interrupted, TrainState, cosine, initial_state
 from optuna_ohgw.trial import COLUMNS, Best, Curve, run_trial, train_final, variation_settings
 from optuna_ohgw.warmstart import WarmStart
+from optuna_ohgw.workload import BatchWorkload
 
 STUDIES = Path(__file__).parents[1] / "studies"
 FINE = "space.lr={low: 0.01, high: 0.1, log: true}"
@@ -54,6 +56,10 @@ def tasks() -> Callable[[StudySpec], ImageTask]:
     return lambda spec: built
 
 
+def on(task: ImageTask) -> BatchWorkload:
+    return BatchWorkload(task, 4)
+
+
 class Stub(BasePruner):
     """Prunes at one step; keeps the steps at which it was asked."""
 
@@ -80,9 +86,9 @@ def one_trial(
     trial, structures, best = study.ask(), list[dict[str, Any]](), None
     trial.set_user_attr(CONFIG_INDEX, number)
 
-    def task_for(structure: dict[str, Any]) -> ImageTask:
+    def task_for(structure: dict[str, Any]) -> BatchWorkload:
         structures.append(structure)
-        return task
+        return on(task)
 
     try:
         best = run_trial(trial, spec, variation, task_for, seed=0, config_index=number, **options)
@@ -198,9 +204,9 @@ class TestRecords:
     ) -> None:
         spec = spec_of("warm_start.every_rung=true", "warm_start.eta_h=0.5")
         task, calls = tasks(spec), []
-        honest = trial_module.count_flops
+        honest = workload_module.count_flops
         monkeypatch.setattr(trial_module, "_flops", {})
-        monkeypatch.setattr(trial_module, "count_flops", lambda *args: calls.append(1) or honest(*args))
+        monkeypatch.setattr(workload_module, "count_flops", lambda *args: calls.append(1) or honest(*args))
         best, counted, _ = one_trial(spec, task, variation)
         monkeypatch.setattr(trial_module, "flops", lambda *args: {})
         other, plain, _ = one_trial(spec, task, variation)
@@ -234,7 +240,7 @@ class TestRecords:
 
         spec = spec_of()
         monkeypatch.setattr(trial_module, "_flops", {})
-        monkeypatch.setattr(trial_module, "count_flops", slow)
+        monkeypatch.setattr(workload_module, "count_flops", slow)
         _, trial, _ = one_trial(spec, tasks(spec), "asha-ohgw-1step")
         curve = trial.user_attrs["curve"]
         assert trial.user_attrs["flops"] == {"batch": 1, "warm": 2}
@@ -250,12 +256,14 @@ class TestRecords:
             return {"batch": len(calls), "warm": 0}
 
         monkeypatch.setattr(trial_module, "_flops", {})
-        monkeypatch.setattr(trial_module, "count_flops", counter)
+        monkeypatch.setattr(workload_module, "count_flops", counter)
         spec = spec_of("space.batch_size={choices: [16, 64]}")
         task = tasks(spec)
         state = initial_state(task, 0, 0, 4)
         of = [
-            trial_module.flops(spec, variation, {"model": "mlp", "batch_size": size}, task, state)["batch"]
+            trial_module.flops(spec, variation, {"model": "mlp", "batch_size": size}, on(task), state)[
+                "batch"
+            ]
             for _ in range(2)
             for variation in ("asha-baseline", "asha-ohgw-1step@1e-4")
             for size in (16, 64)
@@ -278,7 +286,7 @@ class TestRecords:
             monkeypatch.setattr(task, "evaluate", lambda part: 1 / 0)
         ended = {"completed": None, "failed": ZeroDivisionError}.get(how, optuna.TrialPruned)
         with pytest.raises(ended) if ended else contextlib.nullcontext():
-            run_trial(study.ask(), spec, "asha-baseline", lambda _: task, seed=0, config_index=0)
+            run_trial(study.ask(), spec, "asha-baseline", lambda _: on(task), seed=0, config_index=0)
         memory = study.trials[0].user_attrs["memory"]
         assert set(memory) == {"ram", "vram", "nvml"}
         # Python with torch takes more than 100 MB, and no machine of a test has a terabyte.
@@ -328,7 +336,7 @@ class TestDivergence:
         trained = [
             {"lr": 0.05, "momentum": 0.5, "weight_decay": 0.0, "magnitude": 1.0, "label_smoothing": 0.0}
         ]
-        best, curve = train_final(spec, task, trained, seed=0, config_index=0)
+        best, curve = train_final(spec, on(task), trained, seed=0, config_index=0)
         assert curve.columns["val_metric"] == [0.25, None]
         assert best.value == 0.25
         assert best.state is not None
@@ -379,7 +387,7 @@ class TestFinal:
         task = tasks(spec)
         best, trial, _ = one_trial(spec, task, variation, number=1)
         trained = [record["trained"] for record in trial.user_attrs["ohgw"]]
-        again, curve = train_final(spec, task, trained, seed=0, config_index=1)
+        again, curve = train_final(spec, on(task), trained, seed=0, config_index=1)
         own = trial.user_attrs["curve"]
         for column in ("train_loss", "val_loss", "val_metric"):
             assert curve.columns[column] == own[column]
@@ -400,7 +408,7 @@ class TestFinal:
         _, trial, _ = one_trial(spec, task, "asha-ohgw-1step", pruner=Stub(at=2), number=1)
         trained = [record["trained"] for record in trial.user_attrs["ohgw"]]
         assert len(trained) == 2
-        best, curve = train_final(spec, task, trained, seed=0, config_index=1)
+        best, curve = train_final(spec, on(task), trained, seed=0, config_index=1)
         own = trial.user_attrs["curve"]
         assert curve.columns["val_loss"][:2] == own["val_loss"]
         assert len(curve.columns["val_loss"]) == 4
@@ -410,7 +418,14 @@ class TestFinal:
     def test_can_be_interrupted(self, tasks: Callable[[StudySpec], ImageTask]) -> None:
         spec = spec_of()
         with pytest.raises(Interrupted):
-            train_final(spec, tasks(spec), [PSI], seed=0, config_index=0, stop=lambda: True)
+            train_final(
+                spec,
+                on(tasks(spec)),
+                [PSI],
+                seed=0,
+                config_index=0,
+                stop=lambda: True,
+            )
 
 
 class TestEveryRung:
@@ -463,7 +478,7 @@ class TestSettings:
         spec = spec_of("warm_start.radius=0.3", "warm_start.freeze=[momentum]")
         settings = variation_settings(spec, "asha-random-trust")
         assert settings == WarmStart(
-            rule="trust-region", random=True, radius=0.3, freeze=("momentum",), estimator="lean"
+            rule="trust-region", random=True, radius=0.3, freeze=("momentum",), estimator=None
         )
         assert variation_settings(spec, "asha-baseline") is None
 

@@ -12,7 +12,7 @@ from optuna.distributions import FloatDistribution
 from torch import Tensor
 
 from optuna_ohgw.space import SearchSpace
-from optuna_ohgw.spec_parts import AugmentationSpec, TaskSpec
+from optuna_ohgw.spec_tasks import AugmentationSpec, ImageSpec
 from optuna_ohgw.tasks.data import split
 from optuna_ohgw.tasks.image import ImageTask, load_image_arrays
 from optuna_ohgw.training import TrainState, initial_state
@@ -61,7 +61,7 @@ class Case:
 
     def task(self, device: torch.device) -> ImageTask:
         """Return the task on a device, with a network of its own."""
-        spec = TaskSpec(
+        spec = ImageSpec(
             data="digits",
             model=self.model,
             epochs=self.epochs,

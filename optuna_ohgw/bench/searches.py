@@ -59,7 +59,7 @@ class Search:
 @contextmanager
 def as_worker() -> Iterator[None]:
     """Let this process do a worker's jobs, on one thread; what they leave in memory goes at the end."""
-    worker._tasks.clear()
+    worker._workloads.clear()
     known, threads = set(worker._databases), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -67,7 +67,7 @@ def as_worker() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         worker._context = None
-        worker._tasks.clear()
+        worker._workloads.clear()
         for url in set(worker._databases) - known:
             database = worker._databases.pop(url)
             assert isinstance(database, RDBStorage)

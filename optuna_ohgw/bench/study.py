@@ -5,15 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from optuna_ohgw.spec import StudySpec
-from optuna_ohgw.spec_parts import (
-    AugmentationSpec,
-    BudgetSpec,
-    ExecutionSpec,
-    RangeSpec,
-    SchedulerSpec,
-    TaskSpec,
-    WarmStartSpec,
-)
+from optuna_ohgw.spec_parts import BudgetSpec, ExecutionSpec, RangeSpec, SchedulerSpec, WarmStartSpec
+from optuna_ohgw.spec_tasks import AugmentationSpec, ImageSpec
 
 WORKERS = 2
 
@@ -22,7 +15,7 @@ def digits_study(folder: Path, device: str = "auto") -> StudySpec:
     """Return the study of ``studies/digits.yaml`` with an output folder, without those beside it."""
     return StudySpec(
         name="digits",
-        task=TaskSpec(
+        task=ImageSpec(
             data="digits",
             model="mlp",
             epochs=27,

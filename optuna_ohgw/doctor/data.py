@@ -17,7 +17,11 @@ def check_data(spec: StudySpec, counted: list[int]) -> list[Check]:
         UserError: If they cannot be used.
     """
     from optuna_ohgw import runner
+    from optuna_ohgw.spec_kinds import ContractSpec
+    from optuna_ohgw.workloads import check_contract
 
+    if isinstance(spec.task, ContractSpec):
+        return [Check("data", "task", "ok", check_contract(spec))]
     runner.check_data(spec)
     if spec.replays:
         return [Check("data", "data", "ok", spec.task.summary)]

@@ -19,7 +19,7 @@ from optuna_ohgw.tasks.models import build_model, initialize
 from optuna_ohgw.tasks.precision import autocast
 
 if TYPE_CHECKING:
-    from optuna_ohgw.spec_parts import TaskSpec
+    from optuna_ohgw.spec_tasks import ImageSpec
 
 # Elements augmented in one call: on a CPU about what its caches hold.
 _CHUNK = {"cpu": 2**19, "cuda": 2**26}
@@ -43,7 +43,7 @@ class ImageTask:
         batch_size: Pictures a mini-batch.
     """
 
-    def __init__(self, spec: TaskSpec, data: ImageData, model: str, batch_size: int) -> None:
+    def __init__(self, spec: ImageSpec, data: ImageData, model: str, batch_size: int) -> None:
         self.spec = spec
         self.data = data
         self.model_name = model
@@ -172,7 +172,7 @@ class ImageTask:
         return [b for b in bounds if b[1] - b[0] > 1] or bounds
 
 
-def load_image_arrays(spec: TaskSpec, cache: Path | None) -> ImageArrays:
+def load_image_arrays(spec: ImageSpec, cache: Path | None) -> ImageArrays:
     """Return the decoded pictures that a task section names."""
     return load_arrays(
         spec.data,
@@ -186,7 +186,7 @@ def load_image_arrays(spec: TaskSpec, cache: Path | None) -> ImageArrays:
     )
 
 
-def split_images(spec: TaskSpec, arrays: ImageArrays, seed: int, device: torch.device) -> ImageData:
+def split_images(spec: ImageSpec, arrays: ImageArrays, seed: int, device: torch.device) -> ImageData:
     """Return the training, validation and test parts of a study seed, on the device."""
     return split(
         arrays,

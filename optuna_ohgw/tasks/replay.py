@@ -19,7 +19,7 @@ from optuna_ohgw.errors import UserError
 from optuna_ohgw.history import CONFIG_INDEX
 from optuna_ohgw.sampler import IndependentSampler
 from optuna_ohgw.spec import StudySpec
-from optuna_ohgw.spec_parts import ReplaySpec
+from optuna_ohgw.spec_tasks import ReplaySpec
 from optuna_ohgw.variations import eta_of, is_baseline, warm_start_of
 
 if TYPE_CHECKING:

@@ -96,7 +96,7 @@ def hub_layout_parts(
     source: str, files: Files, image_column: str, label_column: str, limits: Limits
 ) -> tuple[dict[str, Part], int]:
     """Return the parts of a folder or of a data set of the hub, and the number of classes."""
-    loaded = _load_folder(source, files) if files else _load_hub(source)
+    loaded = _load_folder(source, files) if files else load_hub(source)
     parts: dict[str, Part] = {}
     highest = 0
     for part in ("train", "test"):
@@ -152,7 +152,7 @@ def _load_folder(source: str, files: Files) -> Any:
         ) from error
 
 
-def _load_hub(source: str) -> Any:
+def load_hub(source: str) -> Any:
     """Return the ``datasets.DatasetDict`` of a data set of the hub.
 
     Asks the hub once first: ``load_dataset`` retries for half a minute where there is no

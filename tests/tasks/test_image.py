@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from optuna_ohgw.spec_parts import AugmentationSpec, TaskSpec
+from optuna_ohgw.spec_tasks import AugmentationSpec, ImageSpec
 from optuna_ohgw.tasks import image
 from optuna_ohgw.tasks.data import ImageData
 from optuna_ohgw.tasks.image import ImageTask, load_image_arrays, split_images
@@ -31,12 +31,12 @@ def tagged(n: int, *, side: int = 3, channels: int = 1, pools: int = 3) -> Image
 def task_of(
     data: ImageData, batch_size: int, augmentation: AugmentationSpec = PLAIN, model: str = "mlp"
 ) -> ImageTask:
-    spec = TaskSpec(data="digits", model=model, epochs=1, validation_images=1, augmentation=augmentation)
+    spec = ImageSpec(data="digits", model=model, epochs=1, validation_images=1, augmentation=augmentation)
     return ImageTask(spec, data, model, batch_size)
 
 
 def digits(model: str = "mlp", size: int | None = None, channels: int | None = None) -> ImageTask:
-    spec = TaskSpec(
+    spec = ImageSpec(
         data="digits",
         model=model,
         epochs=1,

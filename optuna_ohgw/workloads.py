@@ -1,0 +1,119 @@
+"""From a spec to what its trials train, and whether that can be trained at all."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from optuna_ohgw.cell_study import distributions
+from optuna_ohgw.errors import UserError
+from optuna_ohgw.own import OwnWorkload
+from optuna_ohgw.space import SearchSpace
+from optuna_ohgw.spec import StudySpec
+from optuna_ohgw.spec_kinds import ContractSpec, OwnSpec
+from optuna_ohgw.tasks.contract import PARTS, load_class
+from optuna_ohgw.tasks.data import cache_folder
+from optuna_ohgw.tasks.image import ImageTask, load_image_arrays, split_images
+from optuna_ohgw.workload import BatchWorkload, Workload
+
+
+def workload(spec: StudySpec, seed: int, structure: Mapping[str, Any], device: torch.device) -> Workload:
+    """Return what the trials of a study seed train, with structural parameters.
+
+    Raises:
+        UserError: If a package, the data or a part of the contract is missing.
+    """
+    if isinstance(spec.task, ContractSpec):
+        return OwnWorkload(_own(spec.task, seed, structure, device), device)
+    data = split_images(spec.image, load_image_arrays(spec.image, cache_folder()), seed, device)
+    task = ImageTask(spec.image, data, structure["model"], structure["batch_size"])
+    return BatchWorkload(task, spec.task.epochs)
+
+
+def structures(spec: StudySpec) -> list[dict[str, Any]]:
+    """Return the structures to try before a study starts: each choice once, the others as they are."""
+    fixed = spec.task.structure
+    tried = [{**fixed, name: choice} for name, entry in spec.choices.items() for choice in entry.choices]
+    return tried or [fixed]
+
+
+def check_contract(spec: StudySpec) -> str:
+    """Try a task behind the contract before anything is made of its study; return what it is, in words.
+
+    It is built, trained on one mini-batch and evaluated, its state is saved and taken over, its loss
+    evaluated.
+
+    Raises:
+        UserError: If any of it cannot be done; it says what.
+    """
+    assert isinstance(spec.task, ContractSpec)
+    done = ""
+    for structure in structures(spec):
+        done = _try(spec, workload(spec, spec.seeds[0], structure, torch.device("cpu")))
+    return done
+
+
+def _own(task: ContractSpec, seed: int, structure: Mapping[str, Any], device: torch.device) -> Any:
+    if task.needs is not None:
+        module, extra = task.needs
+        if importlib.util.find_spec(module) is None:
+            raise UserError(
+                f"task.name: {task.name!r} needs {module}, which is not installed; "  # type: ignore[attr-defined]
+                f"pip install 'optuna-ohgw[{extra}]'"
+            )
+    made, options = load_class(task.path), {**task.options, **structure}
+    try:
+        return made(seed=seed, device=device, epochs=task.epochs, **options)
+    except TypeError as error:
+        raise UserError(f"task.options: {task.path} cannot be made: {error}") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError) or not isinstance(task, OwnSpec):
+            raise
+        raise UserError(f"task.options: {task.path} cannot be made: {error}") from error
+
+
+def _try(spec: StudySpec, work: Workload) -> str:
+    assert isinstance(work, OwnWorkload)
+    own, path = work.own, spec.task.path  # type: ignore[union-attr]
+    space = SearchSpace(distributions(spec))
+    middle = space.to_floats((space.low + space.high) / 2)
+    psi = {**spec.constants, **middle}
+    step = "batches_per_epoch"
+    try:
+        if work.batches_per_epoch < 1:
+            raise ValueError(f"batches_per_epoch is {own.batches_per_epoch}; give a whole number from 1")
+        step = "build"
+        state = work.start(spec.seeds[0], 0)
+        step = "train"
+        work.short_run(state, psi, 0, 1)
+        for part in PARTS:
+            step = f"evaluate({part!r})"
+            found = work.evaluate(state, part)
+            if math.isnan(found.metric):
+                raise ValueError(f"the metric of {part} is {found.metric} before training")
+        step = "state_dict"
+        torch.save(state.content(), kept := io.BytesIO())
+        kept.seek(0)
+        back = work.restore(torch.load(kept, weights_only=True))
+        work.evaluate(back, "warm")
+        if work.start(spec.seeds[0], 0).digest() != state.digest():
+            step = "build"
+            raise ValueError("two calls with one seed give different states; draw by the seed alone")
+        step = "loss"
+        loss = work.loss(replace(state, psi=psi), 0, spec.warm_start.horizon)
+        value = torch.as_tensor(loss(space.to_native(space.to_search(middle))))
+        if value.numel() != 1:
+            raise ValueError(f"a loss of shape {tuple(value.shape)} is no scalar")
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or "no message").splitlines()[0]
+        raise UserError(f"task.name: {path}: {step} fails: {type(error).__name__}: {reason}") from error
+    measured = f"{spec.metric.name} ({'higher' if spec.metric.maximize else 'lower'} is better)"
+    return f"{spec.task.summary}: {work.batches_per_epoch} mini-batches an epoch, {measured}"

@@ -182,6 +182,9 @@ class LanguageSpec(_Updated):
     batches: PositiveInt | None = None
     train_characters: PositiveInt | None = None
     evaluation_characters: PositiveInt | None = None
+    train_file: str = "train.txt"
+    validation_file: str = "valid.txt"
+    test_file: str = "test.txt"
     text_column: str = "text"
 
     @property

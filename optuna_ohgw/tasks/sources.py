@@ -152,7 +152,7 @@ def _load_folder(source: str, files: Files) -> Any:
         ) from error
 
 
-def load_hub(source: str) -> Any:
+def load_hub(source: str, configuration: str | None = None) -> Any:
     """Return the ``datasets.DatasetDict`` of a data set of the hub.
 
     Asks the hub once first: ``load_dataset`` retries for half a minute where there is no
@@ -164,7 +164,7 @@ def load_hub(source: str) -> Any:
     try:
         if not datasets.config.HF_HUB_OFFLINE:
             HfApi().dataset_info(source, timeout=_HUB_TIMEOUT_S)
-        return datasets.load_dataset(source)
+        return datasets.load_dataset(source, configuration)
     except Exception as error:  # the HTTP library, and so its errors, differ by version
         raise UserError(
             f"task.data: {source!r} is no folder, and loading it from the hub failed "

@@ -93,6 +93,11 @@ class Tabular(NetworkTask):
             accuracy = (output.argmax(1) == classes).double().mean()
             return float(accuracy), float(F.cross_entropy(output, classes))
 
+    def trivial(self) -> tuple[str, float]:
+        """Return the validation accuracy of always saying the training part's most frequent class."""
+        most = self.parts["train"][1].bincount().argmax()
+        return "majority class", float((self.parts["validation"][1] == most).double().mean())
+
 
 def _tensors(part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
     features = torch.from_numpy(part.features).to(device, torch.get_default_dtype())

@@ -1,0 +1,114 @@
+"""Text for language models: files or a data set of the hub, as tokens of a byte-level BPE."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optuna_ohgw.errors import UserError
+from optuna_ohgw.tasks.data import cache_folder
+from optuna_ohgw.tasks.sources import load_hub
+
+PARTS = ("train", "validation", "test")
+
+
+def load_text(data: str, files: dict[str, str], column: str, limits: dict[str, int | None]) -> dict[str, str]:
+    """Return the text of each part.
+
+    Args:
+        data: A folder of text files, or ``OWNER/NAME`` or ``OWNER/NAME:CONFIGURATION`` on the hub.
+        files: Names of the files of a folder, by part. If validation and test are one file, the first
+            half is validation.
+        column: Column of the text on the hub.
+        limits: Characters of each part that are kept, from its start.
+
+    Raises:
+        UserError: In one line, with the file.
+    """
+    folder = Path(data).expanduser()
+    if folder.is_dir():
+        texts = {part: _read(folder / files[part]) for part in PARTS}
+        if files["validation"] == files["test"]:
+            whole = texts["test"]
+            middle = whole.rfind("\n", 0, len(whole) // 2 + 1) + 1 or len(whole) // 2
+            texts |= {"validation": whole[:middle], "test": whole[middle:]}
+    elif data.count("/") != 1 or data.startswith((".", "/", "~")):
+        raise UserError(
+            f"task.data: folder {data!r} does not exist; give an existing folder of text files, or a data "
+            "set of the hub as OWNER/NAME:CONFIGURATION"
+        )
+    else:
+        texts = _from_hub(data, column)
+    texts = {part: text[: limits.get(part)] for part, text in texts.items()}
+    for part, text in texts.items():
+        if not text.strip():
+            raise UserError(f"task.data: the {part} part of {data} is empty; give another or a higher limit")
+    return texts
+
+
+def tokens_of(texts: dict[str, str], vocabulary: int) -> tuple[dict[str, Tensor], int]:
+    """Return the tokens of each part (int64), and the size of the vocabulary.
+
+    The BPE is trained on the training part and kept in the cache; every byte is a token, so nothing is
+    unknown.
+
+    Args:
+        texts: Text by part.
+        vocabulary: Most tokens that there may be, from 257.
+    """
+    from tokenizers import ByteLevelBPETokenizer, Tokenizer
+
+    digest = hashlib.sha256(texts["train"].encode() + f"|{vocabulary}".encode()).hexdigest()[:16]
+    path = cache_folder() / f"bpe-{digest}.json"
+    if path.is_file():
+        known: Any = Tokenizer.from_file(str(path))
+    else:
+        known = ByteLevelBPETokenizer()
+        known.train_from_iterator(
+            texts["train"].splitlines(keepends=True),
+            vocab_size=vocabulary,
+            min_frequency=2,
+            show_progress=False,
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        known.save(str(partial))
+        partial.replace(path)
+    encoded = {part: torch.tensor(known.encode(text).ids, dtype=torch.int64) for part, text in texts.items()}
+    return encoded, int(known.get_vocab_size())
+
+
+def _read(path: Path) -> str:
+    if not path.is_file():
+        beside = ", ".join(sorted(p.name for p in path.parent.glob("*.txt"))[:8]) or "no .txt file"
+        raise UserError(
+            f"task.data: {path.parent} has no file {path.name}, only {beside}; name it by "
+            "--set task.train_file=FILE, task.validation_file or task.test_file"
+        )
+    raw = path.read_bytes()
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(f"task.data: {path}, line {line} is not UTF-8; convert the file") from error
+
+
+def _from_hub(data: str, column: str) -> dict[str, str]:
+    name, _, configuration = data.partition(":")
+    loaded = load_hub(name, configuration or None)
+    texts = {}
+    for part in PARTS:
+        if part not in loaded:
+            raise UserError(f"task.data: {data} has the parts {', '.join(map(str, loaded))} but no {part}")
+        if column not in loaded[part].column_names:
+            columns = ", ".join(loaded[part].column_names)
+            raise UserError(
+                f"task.data: the {part} part of {data} has no column {column!r}, only {columns}; name it by "
+                "--set task.text_column=COLUMN"
+            )
+        texts[part] = "".join(loaded[part][:][column])
+    return texts

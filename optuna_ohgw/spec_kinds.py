@@ -199,6 +199,29 @@ class LanguageSpec(_Updated):
         return f"{size} on {self.data} by {self.optimizer}, {self.epochs} epochs"
 
 
+class PicturesSpec(_Updated):
+    """Classification of pictures that stay on disk, as ImageNet's."""
+
+    implementation: ClassVar[str] = "optuna_ohgw.tasks.pictures:Pictures"
+    structural: ClassVar[tuple[str, ...]] = ("model", "batch_size")
+    name: Literal["pictures"]
+    data: str
+    model: str
+    validation_images: PositiveInt
+    size: PositiveInt = 224
+    batch_size: PositiveInt = 128
+    batches: PositiveInt | None = None
+    test_images: PositiveInt | None = None
+    decoders: Annotated[int, Field(ge=0)] = 4
+    image_column: str = "image"
+    label_column: str = "label"
+
+    @property
+    def summary(self) -> str:
+        """What is trained, in words."""
+        return f"{self.model} on {self.data} at {self.size} pixels by {self.optimizer}, {self.epochs} epochs"
+
+
 class PpoSpec(ContractSpec):
     """Reinforcement learning by PPO; an epoch is ``steps`` steps in each environment."""
 
@@ -214,6 +237,7 @@ class PpoSpec(ContractSpec):
     passes: PositiveInt = 4
     hidden: PositiveInt = 64
     episodes: PositiveInt = 20
+    episode_steps: PositiveInt | None = None
 
     @property
     def metric(self) -> Metric:
@@ -249,6 +273,7 @@ def _task_kind(value: Any) -> str:
 
 TASKS: dict[str, type[Spec]] = {
     "image": ImageSpec,
+    "pictures": PicturesSpec,
     "tabular": TabularSpec,
     "xgboost": BoostingSpec,
     "language": LanguageSpec,
@@ -258,6 +283,7 @@ TASKS: dict[str, type[Spec]] = {
 }
 Task = Annotated[
     Annotated[ImageSpec, Tag("image")]
+    | Annotated[PicturesSpec, Tag("pictures")]
     | Annotated[TabularSpec, Tag("tabular")]
     | Annotated[BoostingSpec, Tag("xgboost")]
     | Annotated[LanguageSpec, Tag("language")]

@@ -7,12 +7,13 @@ from typing import Any
 from optuna_ohgw.errors import UserError
 
 
-def make_environments(name: str, count: int) -> Any:
+def make_environments(name: str, count: int, most: int | None) -> Any:
     """Return ``count`` environments in one, each begun anew in the step in which its episode ends.
 
     Args:
         name: As gymnasium registers it; those of Atari begin with ``ALE/``.
         count: How many.
+        most: Steps after which an episode is cut off; None: the environment's own.
 
     Raises:
         UserError: If it is unknown, or Atari's emulator is not installed.
@@ -34,10 +35,11 @@ def make_environments(name: str, count: int) -> Any:
 
     def one() -> Any:
         if not atari:
-            return gymnasium.make(name)
+            return gymnasium.make(name, max_episode_steps=most)
         made = gymnasium.make(name, frameskip=1, repeat_action_probability=0.25)
         screened = gymnasium.wrappers.AtariPreprocessing(made, scale_obs=True)
-        return gymnasium.wrappers.FrameStackObservation(screened, 4)
+        stacked = gymnasium.wrappers.FrameStackObservation(screened, 4)
+        return stacked if most is None else gymnasium.wrappers.TimeLimit(stacked, most)
 
     try:
         return SyncVectorEnv([one] * count, autoreset_mode=AutoresetMode.SAME_STEP)

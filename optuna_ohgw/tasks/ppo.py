@@ -71,10 +71,11 @@ class Policy(nn.Module):
         self.act, self.value = nn.Linear(hidden, actions), nn.Linear(hidden, 1)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.orthogonal_(module.weight, math.sqrt(2))
+                # Not orthogonal: that depends on the number of threads in its last bits.
+                nn.init.normal_(module.weight, std=math.sqrt(2 / module.weight[0].numel()))
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-        nn.init.orthogonal_(self.act.weight, 0.01)
-        nn.init.orthogonal_(self.value.weight, 1.0)
+        nn.init.normal_(self.act.weight, std=0.01 / math.sqrt(hidden))
+        nn.init.normal_(self.value.weight, std=1 / math.sqrt(hidden))
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits ``[B, A]`` and values ``[B]``."""
@@ -111,8 +112,9 @@ def ppo_loss(
     chances = torch.log_softmax(logits, 1)
     entropy = -(chances.exp() * chances).sum(1).mean()
     error = 0.5 * (values - target.flatten()[rows]).square().mean()
-    policy = surrogate(logits, roll, rows, advantage, psi["clip"])
-    return policy + psi["value"] * error - psi["entropy"] * entropy
+    loss: Tensor = surrogate(logits, roll, rows, advantage, psi["clip"])
+    whole: Tensor = loss + psi["value"] * error - psi["entropy"] * entropy
+    return whole
 
 
 class Ppo:
@@ -142,6 +144,7 @@ class Ppo:
         passes: int = 4,
         hidden: int = 64,
         episodes: int = 20,
+        episode_steps: int | None = None,
     ) -> None:
         if environments * steps < 2 * minibatches:
             raise ValueError(
@@ -152,7 +155,7 @@ class Ppo:
         self.steps, self.rollouts, self.minibatches, self.passes = steps, rollouts, minibatches, passes
         self.hidden, self.episodes = hidden, episodes
         self.batches_per_epoch = rollouts * passes * minibatches
-        self.environments = make_environments(environment, environments)
+        self.environments = make_environments(environment, environments, episode_steps)
         self.shape, self.actions = shape_of(self.environments, environment)
         self.recent = deque[float](maxlen=episodes)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,19 @@ from optuna_ohgw.tasks.data import cache_folder
 from optuna_ohgw.tasks.sources import load_hub
 
 PARTS = ("train", "validation", "test")
+_MODULES = {
+    "train": ("argparse", "inspect", "typing", "tarfile"),
+    "validation": ("difflib", "textwrap"),
+    "test": ("pathlib", "shutil"),
+}
 
 
 def load_text(data: str, files: dict[str, str], column: str, limits: dict[str, int | None]) -> dict[str, str]:
     """Return the text of each part.
 
     Args:
-        data: A folder of text files, or ``OWNER/NAME`` or ``OWNER/NAME:CONFIGURATION`` on the hub.
+        data: A folder of text files, ``OWNER/NAME`` or ``OWNER/NAME:CONFIGURATION`` on the hub, or
+            ``python``: the sources of a few modules of Python's standard library.
         files: Names of the files of a folder, by part. If validation and test are one file, the first
             half is validation.
         column: Column of the text on the hub.
@@ -30,7 +38,9 @@ def load_text(data: str, files: dict[str, str], column: str, limits: dict[str, i
         UserError: In one line, with the file.
     """
     folder = Path(data).expanduser()
-    if folder.is_dir():
+    if data == "python":
+        texts = {part: "".join(map(_source_of, modules)) for part, modules in _MODULES.items()}
+    elif folder.is_dir():
         texts = {part: _read(folder / files[part]) for part in PARTS}
         if files["validation"] == files["test"]:
             whole = texts["test"]
@@ -80,6 +90,10 @@ def tokens_of(texts: dict[str, str], vocabulary: int) -> tuple[dict[str, Tensor]
         partial.replace(path)
     encoded = {part: torch.tensor(known.encode(text).ids, dtype=torch.int64) for part, text in texts.items()}
     return encoded, int(known.get_vocab_size())
+
+
+def _source_of(module: str) -> str:
+    return inspect.getsource(importlib.import_module(module))
 
 
 def _read(path: Path) -> str:

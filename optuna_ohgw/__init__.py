@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from optuna_ohgw.history import best_trial, checkpoint_bytes
     from optuna_ohgw.hypergrad import HyperGradient, direct, exact, finite_difference, lean
     from optuna_ohgw.lookahead import LookaheadLoss, lookahead_loss
+    from optuna_ohgw.metric import Metric
     from optuna_ohgw.sampler import OhgwSampler, PairedSampler
     from optuna_ohgw.schedulers.pruners import PairedHyperbandPruner, PashaPruner, PromotionPruner
     from optuna_ohgw.space import SearchSpace
     from optuna_ohgw.storage import BatchedStorage
     from optuna_ohgw.suggest import ohgw_suggest
+    from optuna_ohgw.updates import slots_of
     from optuna_ohgw.warmstart import Warmed, WarmStart, warm_start
 
 _HOME = {
@@ -31,6 +33,7 @@ _HOME = {
     "DyHPOSampler": "chooser_sampler",
     "HyperGradient": "hypergrad",
     "LookaheadLoss": "lookahead",
+    "Metric": "metric",
     "OhgwSampler": "sampler",
     "PairedHyperbandPruner": "schedulers.pruners",
     "PairedSampler": "sampler",
@@ -52,6 +55,7 @@ _HOME = {
     "lookahead_loss": "lookahead",
     "ohgw_suggest": "suggest",
     "ohgw_suggest_distributed": "distributed_suggest",
+    "slots_of": "updates",
     "warm_start": "warmstart",
 }
 
@@ -62,6 +66,7 @@ __all__ = [
     "DyHPOSampler",
     "HyperGradient",
     "LookaheadLoss",
+    "Metric",
     "OhgwSampler",
     "PairedHyperbandPruner",
     "PairedSampler",
@@ -83,6 +88,7 @@ __all__ = [
     "lookahead_loss",
     "ohgw_suggest",
     "ohgw_suggest_distributed",
+    "slots_of",
     "warm_start",
 ]
 

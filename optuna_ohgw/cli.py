@@ -237,6 +237,14 @@ def compare(
     print_comparison([_evidence(study, None, smoke) for study in studies], _console())
 
 
+@app.command("list")
+def list_choices() -> None:
+    """Show tasks, models, schedulers, estimators and step rules, a line each."""
+    from optuna_ohgw.listing import print_choices
+
+    print_choices(_console())
+
+
 @app.command()
 def explain(
     study: StudyFile,

@@ -75,6 +75,7 @@ class OwnWorkload:
     def __init__(self, own: Any, device: torch.device) -> None:
         self.own, self.device = own, device
         self._at: OwnState | None = None  # that the task holds
+        self._built = False
 
     @property
     def batches_per_epoch(self) -> int:
@@ -86,6 +87,7 @@ class OwnWorkload:
         key = derive_seed(seed, Purpose.WEIGHTS, config_index)
         with self._drawn(key):
             self.own.build(key)
+        self._built, self._at = True, None
         return OwnState(copied(self.own.state_dict()), {}, 0, seed, config_index)
 
     def restore(self, content: Mapping[str, Any]) -> OwnState:
@@ -172,6 +174,8 @@ class OwnWorkload:
             return float(self.own.evaluate("warm")[1])
 
     def _take(self, state: OwnState) -> None:
+        if not self._built:  # a state has something to be loaded into
+            self.start(state.seed, state.config_index)
         if self._at is not state:
             self.own.load_state_dict(copied(state.own))
             self._at = state
@@ -220,7 +224,7 @@ class ShortRunLoss:
 
     def __call__(self, psi: Mapping[str, Tensor]) -> Tensor:
         """Return the loss at ψ, without a graph."""
-        values = {**self.state.psi, **{n: float(v) for n, v in psi.items()}}
+        values = {**self.state.psi, **{n: float(v.detach()) for n, v in psi.items()}}
         value = self.workload.short_run(self.state, values, self.seed, self.horizon)
         return torch.tensor(value, dtype=torch.float64)
 

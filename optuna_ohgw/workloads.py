@@ -90,13 +90,13 @@ def _try(spec: StudySpec, work: Workload) -> str:
             raise ValueError(f"batches_per_epoch is {own.batches_per_epoch}; give a whole number from 1")
         step = "build"
         state = work.start(spec.seeds[0], 0)
-        step = "train"
-        work.short_run(state, psi, 0, 1)
         for part in PARTS:
             step = f"evaluate({part!r})"
             found = work.evaluate(state, part)
             if math.isnan(found.metric):
                 raise ValueError(f"the metric of {part} is {found.metric} before training")
+        step = "train"
+        work.short_run(state, psi, 0, 1)
         step = "state_dict"
         torch.save(state.content(), kept := io.BytesIO())
         kept.seek(0)

@@ -1,0 +1,83 @@
+"""Pictures on disk: the crop depends on seed and number alone; bad files are told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from optuna_ohgw.errors import UserError
+from optuna_ohgw.tasks.pictures import Pictures
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 24), ("val", 6)):
+        for label, name in enumerate(("n01", "n02")):
+            place = tmp_path / part / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                size = 40 + 3 * (i % 5), 48
+                shade = rng.integers(0, 60, (*size, 3)) + 180 * label
+                Image.fromarray(shade.astype(np.uint8)).save(place / f"{i}.jpg")
+    return tmp_path
+
+
+def task(folder, **options):
+    known = {"model": "mlp", "validation_images": 8, "size": 16, "batch_size": 8, "decoders": 2}
+    return Pictures(seed=0, device=torch.device("cpu"), epochs=3, data=str(folder), **{**known, **options})
+
+
+def test_an_epoch_is_the_same_whoever_decodes_and_another_seed_differs(folder):
+    epochs = []
+    for decoders, seed in ((1, 5), (3, 5), (1, 6)):
+        batch = task(folder, decoders=decoders).epoch_batches(seed)
+        epochs.append([batch(i) for i in range(5)])
+    for (x, y), (other_x, other_y) in zip(epochs[0], epochs[1], strict=True):
+        assert torch.equal(x, other_x)
+        assert torch.equal(y, other_y)
+    assert not torch.equal(epochs[0][0][0], epochs[2][0][0])
+    assert epochs[0][0][0].shape == (8, 3, 16, 16)
+
+
+def test_it_learns_what_is_easy(folder):
+    own = task(folder)
+    own.build(0)
+    psi = {"lr": 0.05, "momentum": 0.9}
+    for epoch in range(3):
+        own.train(psi, epoch, epoch)
+    assert own.evaluate("test")[0] == 1.0
+    assert own.trivial() == ("majority class", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "told"),
+    [
+        (lambda f: (f / "train" / "n01" / "3.jpg").write_bytes(b"nothing"), "train/n01/3.jpg is no picture"),
+        (lambda f: (f / "val" / "n03").mkdir(), "has the class 'n03', which train has not"),
+    ],
+)
+def test_bad_pictures_are_told_with_the_file(folder, break_it, told):
+    break_it(folder)
+
+    def read():
+        own = task(folder, validation_images=2)
+        batch = own.epoch_batches(0)
+        return [batch(i) for i in range(own.batches_per_epoch)]
+
+    with pytest.raises(UserError, match=told):
+        read()
+
+
+@pytest.mark.parametrize("data", ["nowhere", "./nowhere", "a/b/c"])
+def test_a_folder_that_is_not_there_is_told(data):
+    with pytest.raises(UserError, match="does not exist; give one with train/CLASS"):
+        task(data)
+
+
+def test_an_empty_folder_is_told(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(UserError, match="has 0 classes and 0 pictures"):
+        task(tmp_path)

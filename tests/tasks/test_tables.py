@@ -1,0 +1,99 @@
+"""Tables: stratified parts, encoding by the training part, and bad data told with file and row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from optuna_ohgw.errors import UserError
+from optuna_ohgw.tasks.tables import SHIPPED, load_tables
+
+
+@pytest.mark.parametrize("data", SHIPPED)
+def test_shipped_tables_are_split_by_class_and_standardised(data):
+    one, other = (load_tables(data, None, seed=s, validation=0.2, test=0.2) for s in (0, 1))
+    total = sum(len(part.classes) for part in one[:3])
+    assert len(one.test.classes) == pytest.approx(0.2 * total, abs=1)
+    assert (one.test.classes == other.test.classes).all()
+    assert not np.array_equal(one.validation.classes, other.validation.classes) or not np.array_equal(
+        one.validation.features, other.validation.features
+    )
+    shares = [np.bincount(part.classes, minlength=len(one.labels)) / len(part.classes) for part in one[:3]]
+    assert np.ptp(shares, axis=0).max() < 0.05
+    varied = one.train.features.std(0) > 0
+    np.testing.assert_allclose(one.train.features.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(one.train.features.std(0)[varied], 1, atol=1e-4)
+
+
+@pytest.fixture
+def table():
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        {
+            "size": rng.normal(size=60),
+            "colour": rng.choice(["red", "green", "blue"], 60),
+            "kept": rng.random(60) < 0.5,
+            "kind": np.repeat(["a", "b"], 30),
+        }
+    )
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_categories_are_a_column_a_level_and_parts_share_them(table, tmp_path, suffix):
+    path = tmp_path / f"t.{suffix}"
+    table.to_csv(path, index=False) if suffix == "csv" else table.to_parquet(path)
+    found = load_tables(str(path), "kind", seed=0, validation=0.2, test=0.2)
+    assert found.names[0] == "size"
+    assert {n for n in found.names if "colour" in n} == {"colour=blue", "colour=green", "colour=red"}
+    assert found.labels == ["a", "b"]
+    assert found.train.features.shape[1] == found.test.features.shape[1] == len(found.names)
+
+
+def without(table, row, column):
+    table = table.copy()
+    table.loc[row, column] = np.nan
+    return table
+
+
+@pytest.mark.parametrize(
+    ("change", "target", "told"),
+    [
+        (lambda t: t, "sort", "no column 'sort', only size, colour, kept, kind"),
+        (lambda t: without(t, 16, "size"), "kind", r"t.csv, row 17: column 'size' has no value"),
+        (lambda t: t.assign(size=np.inf), "kind", r"row 1: column 'size' has no value \(60 such rows\)"),
+        (lambda t: without(t, 3, "kind"), "kind", "row 4: column 'kind' has no value"),
+        (lambda t: t.assign(kind="a"), "kind", "has one class only, 'a'"),
+        (lambda t: t, "size", "holds fractions, not classes"),
+        (lambda t: t.iloc[:0], "kind", "has 0 rows"),
+        (lambda t: t[["kind"]], "kind", "1 columns"),
+        (lambda t: t.iloc[28:31], "kind", "cannot be drawn by class, the rarest has 1 rows"),
+    ],
+)  # fmt: skip
+def test_bad_tables_are_told_in_a_line(table, tmp_path, change, target, told):
+    path = tmp_path / "t.csv"
+    change(table).to_csv(path, index=False)
+    with pytest.raises(UserError, match=told) as caught:
+        load_tables(str(path), target, seed=0, validation=0.2, test=0.2)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("none.csv", None, "does not exist"),
+        ("bad.csv", b"a,b\n\xff\xfe,1\n", "cannot be read .*UTF-8"),
+        ("bad.parquet", b"nothing", "cannot be read"),
+    ],
+)
+def test_files_that_cannot_be_read_are_told(tmp_path, name, content, told):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        load_tables(str(tmp_path / name), None, seed=0, validation=0.2, test=0.2)
+
+
+@pytest.mark.parametrize("data", ["boston", "../x", "/nowhere", "a/b/c"])
+def test_unknown_names_are_told_with_what_there_is(data):
+    with pytest.raises(UserError, match="breast-cancer, digits, iris, wine"):
+        load_tables(data, None, seed=0, validation=0.2, test=0.2)

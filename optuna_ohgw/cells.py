@@ -25,6 +25,7 @@ from optuna_ohgw.history import (
     RESUMED_FROM,
     RETRY_OF,
     SURPLUS,
+    HasTrials,
     is_interrupted,
     kept_until,
     kills_in_vain,
@@ -81,9 +82,10 @@ def check_cells(storage: BaseStorage, spec: StudySpec) -> dict[str, int]:
         UserError: If a study of the same name was made otherwise, naming the first difference.
     """
     names = {cell.name for cell in cells_of(spec)}
-    existing = {s.study_name: s._study_id for s in storage.get_all_studies()}
+    studies = {s.study_name: s for s in storage.get_all_studies()}
+    existing = {name: study._study_id for name, study in studies.items()}
     for name in sorted(names & set(existing)):
-        stored = storage.get_study_user_attrs(existing[name]).get("spec")
+        stored = studies[name].user_attrs.get("spec")
         if stored is None and _is_blank(storage, existing[name]):
             del existing[name]
             continue
@@ -201,7 +203,7 @@ class Ledger:
         spec: The study that it belongs to.
     """
 
-    def __init__(self, study: optuna.Study, spec: StudySpec) -> None:
+    def __init__(self, study: HasTrials, spec: StudySpec) -> None:
         self._study, self._budget, self._epochs = study, spec.budget, spec.epochs_in_all
         self._endless = spec.scheduler.name in ENDLESS
         self._ended: dict[int, tuple[float, float]] = {}

@@ -14,7 +14,6 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from optuna_ohgw.cell_study import load_cell
 from optuna_ohgw.cells import Cell, cells_of, has_work
 from optuna_ohgw.history import FINAL, WORKER
 from optuna_ohgw.identity import identity, is_here, lives
@@ -239,6 +238,8 @@ class Claims:
             return True
         if self._state(cell) == self._idle.get(cell):
             return False
+        from optuna_ohgw.cell_study import load_cell  # it imports pandas, which whoever only looks needs not
+
         study = load_cell(self._storage, self._spec, cell)
         return has_work(study, self._spec) or isinstance(study.pruner, SchedulerPruner)
 

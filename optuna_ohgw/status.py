@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_ohgw.cell_trials import read_cells
 from optuna_ohgw.cells import Ledger, cells_of
 from optuna_ohgw.claims import CELL, DEVICE, ERROR, Pulse, claims_of
-from optuna_ohgw.history import FINAL, LOST, checkpoint_bytes, is_interrupted, paused_at, superseded
+from optuna_ohgw.history import LOST, checkpoint_bytes, is_interrupted, paused_at, superseded
 from optuna_ohgw.spec import StudySpec
 
 DONE, RUNNING, WAITING, GIVEN_UP = "done", "running", "waiting", "given up"
@@ -103,26 +103,24 @@ def read_status(storage: BaseStorage, spec: StudySpec, pulse: Pulse) -> Status:
     claims = claims_of(storage, spec)
     how = pulse.of(claims)
     held = [c for c in claims if how[c.number] != "dead"]
-    last = {c.user_attrs[CELL]: c for c in claims}
-    known = {s.study_name: s for s in storage.get_all_studies()}
+    last, at_work = {c.user_attrs[CELL]: c for c in claims}, {c.user_attrs[CELL] for c in held}
+    known = read_cells(storage, spec)
     cells, spans, size, lost = [], list[tuple[float, float]](), 0, 0.0
     for cell in cells_of(spec):
         found = known.get(cell.name)
         if found is None:
             cells.append(CellStatus(cell.label, WAITING, dict.fromkeys(STATES, 0), 0.0, None, None))
             continue
-        study = optuna.load_study(study_name=cell.name, storage=storage)
-        trials = study.get_trials(deepcopy=False)
-        final = found.user_attrs.get(FINAL)
-        share = 1.0 if final is not None else min(1.0, Ledger(study, spec).share_done())
+        trials, final = found.trials, found.final
+        share = 1.0 if final is not None else min(1.0, Ledger(found, spec).share_done())
         error = last[cell.label].user_attrs.get(ERROR) if cell.label in last else None
-        at_work = any(c.user_attrs[CELL] == cell.label for c in held)
-        state = DONE if final is not None else RUNNING if at_work else GIVEN_UP if error else WAITING
+        held_now = cell.label in at_work
+        state = DONE if final is not None else RUNNING if held_now else GIVEN_UP if error else WAITING
         values = [v for t in trials for v in t.intermediate_values.values()]
         best, test = max(values, default=None), (final or {}).get("test_accuracy")
         cells.append(CellStatus(cell.label, state, _by_state(trials), share, best, test, error))
         spans += _progress(trials, share)
-        size += checkpoint_bytes(study)
+        size += checkpoint_bytes(found)
         lost += sum(t.user_attrs.get(LOST, 0.0) for t in trials if not is_interrupted(t))
     whole = sum(c.share for c in cells) / len(cells)
     rest = sum(1 - c.share for c in cells)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,9 +12,9 @@ from typing import Any
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_ohgw.cell_trials import read_cells
+from optuna_ohgw.cell_trials import CellTrials, read_cells
 from optuna_ohgw.cells import Ledger, cells_of
-from optuna_ohgw.claims import CELL, DEVICE, ERROR, Pulse, claims_of
+from optuna_ohgw.claims import CELL, DEVICE, ERROR, Pulse, as_left, claims_of
 from optuna_ohgw.history import LOST, checkpoint_bytes, is_interrupted, paused_at, superseded
 from optuna_ohgw.spec import StudySpec
 
@@ -103,17 +103,21 @@ def read_status(storage: BaseStorage, spec: StudySpec, pulse: Pulse) -> Status:
     claims = claims_of(storage, spec)
     how = pulse.of(claims)
     held = [c for c in claims if how[c.number] != "dead"]
-    last, at_work = {c.user_attrs[CELL]: c for c in claims}, {c.user_attrs[CELL] for c in held}
+    at_work, on = {c.user_attrs[CELL] for c in held}, defaultdict[str, list[FrozenTrial]](list)
+    for claim in claims:
+        on[claim.user_attrs[CELL]].append(claim)
     known = read_cells(storage, spec)
     cells, spans, size, lost = [], list[tuple[float, float]](), 0, 0.0
+    shared = spec.execution.workers > 1
     for cell in cells_of(spec):
         found = known.get(cell.name)
         if found is None:
             cells.append(CellStatus(cell.label, WAITING, dict.fromkeys(STATES, 0), 0.0, None, None))
             continue
-        trials, final = found.trials, found.final
+        final, trials = found.final, as_left(found.trials, on[cell.label], how, shared=shared)
+        found = CellTrials(final, trials)
         share = 1.0 if final is not None else min(1.0, Ledger(found, spec).share_done())
-        error = last[cell.label].user_attrs.get(ERROR) if cell.label in last else None
+        error = on[cell.label][-1].user_attrs.get(ERROR) if on[cell.label] else None
         held_now = cell.label in at_work
         state = DONE if final is not None else RUNNING if held_now else GIVEN_UP if error else WAITING
         values = [v for t in trials for v in t.intermediate_values.values()]

@@ -16,7 +16,7 @@ from optuna_ohgw import show_status
 from optuna_ohgw.cell_study import load_cell
 from optuna_ohgw.cells import cells_of, create_cell
 from optuna_ohgw.claims import CELL, DEVICE, ERROR, Pulse, claims_of, workers_study
-from optuna_ohgw.history import DECISION, FINAL, RESUMED_FROM
+from optuna_ohgw.history import DECISION, FINAL, RESUMED_FROM, WORKER
 from optuna_ohgw.identity import identity
 from optuna_ohgw.opening import open_storage
 from optuna_ohgw.status import eta_s, read_status
@@ -123,6 +123,46 @@ def test_an_empty_storage_is_no_error_and_stays_so(planted):
     status = read_status(storage, spec, Pulse())
     assert (status.share, status.eta_s, status.workers) == (0.0, None, ())
     assert {s.study_name for s in storage.get_all_studies()} == before
+
+
+GONE = {"born": 1.0}  # of this machine, but no process of it was born then
+
+
+@pytest.mark.parametrize(
+    ("workers", "claims", "marks", "running"),
+    [
+        # who has a claim on the cell in turn, which claims running trials bear, how many still run
+        (2, [{}], [0, None], 2),
+        (2, [GONE], [0, None], 0),
+        (2, [GONE, {}], [0, 1, None], 2),
+        (2, [{}, GONE], [0, 1, None], 2),
+        (2, [ELSEWHERE, GONE], [0, 1], 1),
+        (2, [GONE], [0, 1], 1),  # claimed since the claims were read
+        (2, [], [0, None], 2),  # nobody ever claimed: nothing is known
+        (1, [GONE], [0, None], 0),
+        (1, [GONE, {}], [0], 1),  # taken over, and not written since
+    ],
+)
+def test_what_a_dead_worker_ran_is_interrupted(planted, workers, claims, marks, running):
+    spec, storage = planted
+    spec = spec.model_copy(update={"execution": spec.execution.model_copy(update={"workers": workers})})
+    cell = cells_of(spec)[0]
+    for who in claims:
+        claim(storage, spec, cell, **{**identity(), **who})
+    for mark in marks:
+        plant(storage, spec, cell, TrialState.RUNNING, **({} if mark is None else {WORKER: {"claim": mark}}))
+    status = read_status(storage, spec, Pulse())
+    assert (status.trials["running"], status.trials["interrupted"]) == (running, len(marks) - running)
+    states = [t.state for t in load_cell(storage, spec, cell).get_trials()]
+    assert states == [TrialState.RUNNING] * len(marks)  # it only read
+
+
+def test_a_released_claim_runs_nothing(planted):
+    spec, storage = planted
+    cell = cells_of(spec)[0]
+    claim(storage, spec, cell, TrialState.COMPLETE)
+    plant(storage, spec, cell, TrialState.RUNNING, **{WORKER: {"claim": 0}})
+    assert read_status(storage, spec, Pulse()).trials["interrupted"] == 1
 
 
 @pytest.mark.parametrize(

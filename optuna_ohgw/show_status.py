@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from optuna_ohgw.status import DONE, GIVEN_UP, RUNNING, STATES, CellStatus, Status
 
@@ -35,7 +36,7 @@ def blocks(status: Status, *, all_cells: bool = False) -> RenderableType:
         parts.append(_cells(chosen))
     if not all_cells and not few:
         parts.append(f"{len(chosen)} of {len(status.cells)} cells; --cells shows all.")
-    parts += [f"{c.cell} was given up: {c.error}" for c in busy if c.state == GIVEN_UP]
+    parts += [_plain(f"{c.cell} was given up: {c.error}") for c in busy if c.state == GIVEN_UP]
     return Group(*parts)
 
 
@@ -52,7 +53,7 @@ def watch(read: Callable[[], Status], console: Console, *, all_cells: bool, as_j
                 told = json.dumps(status.as_dict() | {"eta_s": None})
                 if as_json:
                     if told != before:
-                        console.print(line(status), soft_wrap=True, highlight=False, markup=False)
+                        console.out(line(status), highlight=False)
                 elif console.is_terminal:
                     live.update(blocks(status, all_cells=all_cells), refresh=True)
                 elif told != before:
@@ -70,7 +71,7 @@ def line(status: Status) -> str:
     return json.dumps(status.as_dict())
 
 
-def _summary(status: Status) -> str:
+def _summary(status: Status) -> Text:
     cells = ", ".join(f"{number} {state}" for state, number in status.counts.items() if number)
     trials = ", ".join(f"{status.trials[s]:,} {s}" for s in STATES if status.trials[s]) or "none yet"
     eta = "-" if status.eta_s is None else str(timedelta(seconds=round(status.eta_s)))
@@ -82,7 +83,7 @@ def _summary(status: Status) -> str:
     if status.checkpoint_bytes or status.lost_s:
         size = f"{status.checkpoint_bytes / 1e6:,.1f} MB of checkpoints"
         lines.append(f"{size}, {status.lost_s:,.0f} s trained in vain by workers that were stopped or killed")
-    return "\n".join(lines)
+    return Text("\n".join(lines))
 
 
 def _workers(status: Status) -> Table:
@@ -92,7 +93,7 @@ def _workers(status: Status) -> Table:
     for worker in status.workers:
         since = datetime.fromtimestamp(worker.since).strftime("%Y-%m-%d %H:%M:%S")
         host = worker.host if worker.known else f"{worker.host} ?"
-        shown.add_row(worker.cell, host, str(worker.pid), worker.device, since)
+        shown.add_row(*map(_plain, (worker.cell, host, str(worker.pid), worker.device, since)))
     return shown
 
 
@@ -105,13 +106,18 @@ def _cells(cells: tuple[CellStatus, ...]) -> Table:
         shown.add_column(name, justify="left" if name in ("cell", "") else "right", no_wrap=True)
     for cell in cells:
         shown.add_row(
-            cell.cell,
+            _plain(cell.cell),
             cell.state,
             f"{cell.share:.0%}",
             *(str(cell.trials[kind]) for kind in kinds),
             *("-" if v is None else f"{v:.4f}" for v in (cell.best, cell.test)),
         )
     return shown
+
+
+def _plain(text: str) -> Text:
+    """Return a text from elsewhere as one line; nothing in it is markup, an emoji or a terminal's command."""
+    return Text("".join(c if c.isprintable() else " " for c in text))
 
 
 def _table(title: str) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import io
 import json
@@ -19,7 +20,7 @@ from optuna_ohgw.claims import CELL, DEVICE, ERROR, Pulse, claims_of, workers_st
 from optuna_ohgw.history import DECISION, FINAL, RESUMED_FROM, WORKER
 from optuna_ohgw.identity import identity
 from optuna_ohgw.opening import open_storage
-from optuna_ohgw.status import eta_s, read_status
+from optuna_ohgw.status import Worker, eta_s, read_status
 
 ELSEWHERE = {"host": "elsewhere", "boot": "b", "pids": "p", "pid": 1, "born": 0.0}
 
@@ -123,6 +124,50 @@ def test_an_empty_storage_is_no_error_and_stays_so(planted):
     status = read_status(storage, spec, Pulse())
     assert (status.share, status.eta_s, status.workers) == (0.0, None, ())
     assert {s.study_name for s in storage.get_all_studies()} == before
+
+
+def give_up(storage, spec, cell, error):
+    failed = claim(storage, spec, cell)
+    storage.set_trial_user_attr(failed, ERROR, error)
+    storage.set_trial_state_values(failed, TrialState.FAIL)
+
+
+def shown(status, **options):
+    """Return what is printed, in one line, without what its width adds."""
+    console = Console(file=io.StringIO(), width=100)
+    console.print(show_status.blocks(status, **options), highlight=False)
+    return " ".join(console.file.getvalue().split())
+
+
+MARKED = "no [/a] in [bold]x[/bold], [red], :bell: or \\[link=y]"
+
+
+def test_what_looks_like_markup_is_shown_as_it_is(planted):
+    spec, storage = planted
+    give_up(storage, spec, cells_of(spec)[0], MARKED + "\x1b[2J\nend")
+    status = read_status(storage, spec, Pulse())
+    assert f"seed-0003 was given up: {MARKED} [2J end" in shown(status)
+    who = Worker("cell[/x]", "[bold]host", 1, "[/]cpu", 0.0, known=True)
+    found = shown(
+        dataclasses.replace(status, study="s[i]", workers=(who, dataclasses.replace(who, known=False)))
+    )
+    assert all(name in found for name in ("s[i]: 5 cells", "cell[/x]", "[bold]host ?", "[/]cpu"))
+    cell = dataclasses.replace(status.cells[0], cell="c[/y]")
+    assert "c[/y] was given up" in shown(dataclasses.replace(status, cells=(cell,)))
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_watched_error_is_shown_as_it_is(planted, as_json):
+    spec, storage = planted
+    give_up(storage, spec, cells_of(spec)[0], MARKED)
+    status = dataclasses.replace(read_status(storage, spec, Pulse()), cells=())  # all of none are done
+    status = dataclasses.replace(status, study=MARKED)
+    console = Console(file=io.StringIO(), width=1000)
+    show_status.watch(lambda: status, console, all_cells=False, as_json=as_json)
+    told = console.file.getvalue()
+    assert (
+        json.loads(told)["study"] if as_json else told.splitlines()[0].partition(": 0 cells")[0]
+    ) == MARKED
 
 
 GONE = {"born": 1.0}  # of this machine, but no process of it was born then

@@ -16,6 +16,7 @@ from optuna_ohgw.cell_trials import CellTrials, read_cells
 from optuna_ohgw.cells import Ledger, cells_of
 from optuna_ohgw.claims import CELL, DEVICE, ERROR, Pulse, as_left, claims_of
 from optuna_ohgw.history import LOST, checkpoint_bytes, is_interrupted, paused_at, superseded
+from optuna_ohgw.reading import hide_passwords
 from optuna_ohgw.spec import StudySpec
 
 DONE, RUNNING, WAITING, GIVEN_UP = "done", "running", "waiting", "given up"
@@ -117,7 +118,7 @@ def read_status(storage: BaseStorage, spec: StudySpec, pulse: Pulse) -> Status:
         final, trials = found.final, as_left(found.trials, on[cell.label], how, shared=shared)
         found = CellTrials(final, trials)
         share = 1.0 if final is not None else min(1.0, Ledger(found, spec).share_done())
-        error = on[cell.label][-1].user_attrs.get(ERROR) if on[cell.label] else None
+        error = _error(on[cell.label])
         held_now = cell.label in at_work
         state = DONE if final is not None else RUNNING if held_now else GIVEN_UP if error else WAITING
         values = [v for t in trials for v in t.intermediate_values.values()]
@@ -169,6 +170,12 @@ def _by_state(trials: list[FrozenTrial]) -> dict[str, int]:
             names = {TrialState.FAIL: "failed", TrialState.PRUNED: "pruned"}
             found["paused" if paused else names.get(trial.state, trial.state.name.lower())] += 1
     return found
+
+
+def _error(claims: list[FrozenTrial]) -> str | None:
+    """Return by what the last who worked on a cell gave it up, if so; a driver's words may hold a URL."""
+    error = claims[-1].user_attrs.get(ERROR) if claims else None
+    return None if error is None else hide_passwords(error)
 
 
 def _worker(claim: FrozenTrial, how: dict[int, str]) -> Worker:

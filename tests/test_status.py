@@ -170,6 +170,24 @@ def test_a_watched_error_is_shown_as_it_is(planted, as_json):
     ) == MARKED
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cannot reach postgresql+psycopg://ohgw:s3cret@db/x",
+        "x://u:p@s3cret@h (mysql://v:s3cret@h)",
+        "(x) connection to 'host=h password=s3cret' failed",
+        "a line\nand postgresql://h/x?user=u&password=s3cret",
+    ],
+)
+def test_no_password_of_an_error_is_shown(planted, text):
+    spec, storage = planted
+    give_up(storage, spec, cells_of(spec)[0], text)
+    status = read_status(storage, spec, Pulse())
+    for told in (shown(status), show_status.line(status)):
+        assert "***" in told
+        assert "s3cret" not in told
+
+
 GONE = {"born": 1.0}  # of this machine, but no process of it was born then
 
 

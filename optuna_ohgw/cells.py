@@ -293,7 +293,7 @@ def _device_seconds(trial: FrozenTrial) -> float:
 
 def _wall_seconds(trials: list[FrozenTrial]) -> float:
     now = datetime.datetime.now()
-    spans = sorted((t.datetime_start, _end(t) or now) for t in trials if t.datetime_start)
+    spans = sorted((t.datetime_start, ended_at(t) or now) for t in trials if t.datetime_start)
     total, reached = 0.0, None
     for start, end in spans:
         begin = start if reached is None or start > reached else reached
@@ -302,7 +302,8 @@ def _wall_seconds(trials: list[FrozenTrial]) -> float:
     return total
 
 
-def _end(trial: FrozenTrial) -> datetime.datetime | None:
+def ended_at(trial: FrozenTrial) -> datetime.datetime | None:
+    """Return when a trial ended; an interrupted one when the last was done that is kept; None if it runs."""
     if not is_interrupted(trial):
         return trial.datetime_complete
     kept = kept_until(trial)

@@ -6,10 +6,9 @@ import dataclasses
 import datetime
 import io
 import json
-import math
 
 import pytest
-from cell_runs import spec_of
+from cell_runs import EPOCHS, spec_of
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
@@ -20,7 +19,7 @@ from optuna_ohgw.claims import CELL, DEVICE, ERROR, Pulse, claims_of, workers_st
 from optuna_ohgw.history import DECISION, FINAL, RESUMED_FROM, WORKER
 from optuna_ohgw.identity import identity
 from optuna_ohgw.opening import open_storage
-from optuna_ohgw.status import Worker, eta_s, read_status
+from optuna_ohgw.status import Worker, read_status
 
 ELSEWHERE = {"host": "elsewhere", "boot": "b", "pids": "p", "pid": 1, "born": 0.0}
 
@@ -36,8 +35,8 @@ def planted(tmp_path):
     return spec, storage
 
 
-def plant(storage, spec, cell, state, value=0.5, **attributes):
-    """Plant a trial; ``decision`` is that at its last epoch."""
+def plant(storage, spec, cell, state, value=0.5, span=None, **attributes):
+    """Plant a trial that began and ended so many seconds ago; ``decision`` is that at its last epoch."""
     decision = attributes.pop("decision", None)
     now = datetime.datetime.now()
     trial = create_trial(
@@ -49,6 +48,10 @@ def plant(storage, spec, cell, state, value=0.5, **attributes):
     )
     if state.is_finished():
         trial.datetime_start, trial.datetime_complete = now, now
+    if span is not None:
+        trial.datetime_start, trial.datetime_complete = (
+            None if s is None else now - datetime.timedelta(seconds=s) for s in span
+        )
     load_cell(storage, spec, cell).add_trial(trial)
 
 
@@ -228,19 +231,21 @@ def test_a_released_claim_runs_nothing(planted):
     assert read_status(storage, spec, Pulse()).trials["interrupted"] == 1
 
 
-@pytest.mark.parametrize(
-    ("ends", "rest", "expected"),
-    [
-        # (seconds of an end, share of a budget), now is 1000
-        ([(900, 0.1), (1000, 0.1)], 1.0, 500.0),
-        ([(500, 0.5)], 2.0, 2000.0),
-        ([(-5000, 0.5), (900, 0.25)], 1.0, 400.0),  # what is long ago tells nothing
-        ([(-5000, 0.5)], 1.0, None),
-        ([], 1.0, None),
-        ([], 0.0, 0.0),
-        ([(1000, 0.5)], 1.0, None),
-    ],
-)
-def test_the_time_left_goes_by_the_recent_pace(ends, rest, expected):
-    found = eta_s(ends, rest, 1000.0)
-    assert found == expected or math.isclose(found, expected)
+def test_the_time_left_goes_by_all_cells_and_those_at_work(planted):
+    spec, storage = planted
+    ended, at_work, given_up, *_ = cells_of(spec)
+    for cell, state, began_s, ended_s in (
+        (ended, TrialState.COMPLETE, 500, 300),
+        (ended, TrialState.COMPLETE, 300, 100),
+        (at_work, TrialState.RUNNING, 200, None),
+    ):
+        plant(storage, spec, cell, state, span=(began_s, ended_s))
+    assert read_status(storage, spec, Pulse()).eta_s is None  # nobody works
+    claim(storage, spec, at_work)
+    give_up(storage, spec, given_up, "no")
+    # In 600 s of workers 2 of 4 trials, and of one of 4 an epoch of all. What was given up is not waited for.
+    used = 2 / 4 + 1 / EPOCHS / 4
+    expected = (4 - used) * 600 / used
+    assert read_status(storage, spec, Pulse()).eta_s == pytest.approx(expected, rel=0.02)
+    claim(storage, spec, ended)
+    assert read_status(storage, spec, Pulse()).eta_s == pytest.approx(expected / 2, rel=0.02)

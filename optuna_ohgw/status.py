@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
+import os
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from optuna.storages import BaseStorage
@@ -69,6 +72,8 @@ class Status:
         eta_s: Seconds until all is used, see :mod:`optuna_ohgw.pace`; None where nothing is known.
         checkpoint_bytes: What checkpoints of paused and running trials take, as the storage tells.
         lost_s: Seconds of training that killed workers did in vain.
+        budget: The limits of a cell's budget, by name.
+        disk_bytes: What the output folder takes, as this machine sees it; None where it does not.
     """
 
     study: str
@@ -78,6 +83,8 @@ class Status:
     eta_s: float | None
     checkpoint_bytes: int
     lost_s: float
+    budget: dict[str, float]
+    disk_bytes: int | None
     counts: dict[str, int] = field(init=False)
     trials: dict[str, int] = field(init=False)
 
@@ -124,6 +131,8 @@ def read_status(storage: BaseStorage, spec: StudySpec, pulse: Pulse) -> Status:
         eta,
         sum(one.bytes for one in seen),
         sum(one.lost_s for one in seen),
+        spec.budget.model_dump(exclude_none=True),
+        _folder_bytes(spec.folder),
     )
 
 
@@ -162,6 +171,17 @@ def _see(
         checkpoint_bytes(found),
         sum(t.user_attrs.get(LOST, 0.0) for t in trials if not is_interrupted(t)),
     )
+
+
+def _folder_bytes(folder: Path) -> int | None:
+    if not folder.is_dir():
+        return None
+    size = 0
+    for inner, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):  # deleted meanwhile
+                size += os.lstat(os.path.join(inner, name)).st_size
+    return size
 
 
 def _by_state(trials: list[FrozenTrial]) -> dict[str, int]:

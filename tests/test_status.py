@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import io
 import json
+from pathlib import Path
 
 import pytest
 from cell_runs import EPOCHS, spec_of
@@ -19,6 +20,7 @@ from optuna_ohgw.claims import CELL, DEVICE, ERROR, Pulse, claims_of, workers_st
 from optuna_ohgw.history import DECISION, FINAL, RESUMED_FROM, WORKER
 from optuna_ohgw.identity import identity
 from optuna_ohgw.opening import open_storage
+from optuna_ohgw.pairing import PairingReport
 from optuna_ohgw.status import Worker, read_status
 
 ELSEWHERE = {"host": "elsewhere", "boot": "b", "pids": "p", "pid": 1, "born": 0.0}
@@ -249,3 +251,55 @@ def test_the_time_left_goes_by_all_cells_and_those_at_work(planted):
     assert read_status(storage, spec, Pulse()).eta_s == pytest.approx(expected, rel=0.02)
     claim(storage, spec, ended)
     assert read_status(storage, spec, Pulse()).eta_s == pytest.approx(expected / 2, rel=0.02)
+
+
+def test_budget_and_disk_are_told(planted):
+    spec, storage = planted
+    (spec.folder / "deep").mkdir(parents=True)
+    (spec.folder / "deep" / "weights").write_bytes(b"x" * 2_000_000)
+    (spec.folder / "elsewhere").symlink_to("/")
+    whole = sum(f.stat().st_size for f in spec.folder.rglob("*") if f.is_file() and not f.is_symlink())
+    status = read_status(storage, spec, Pulse())
+    assert status.disk_bytes == pytest.approx(whole, abs=1000)
+    assert status.budget == {"trials": 4}
+    assert f"{status.disk_bytes / 1e6:,.1f} MB in the output folder" in shown(status)
+
+
+def test_an_output_folder_of_another_machine_has_no_size(planted, tmp_path):
+    spec, storage = planted
+    spec = spec.model_copy(update={"output": tmp_path / "absent"})
+    status = read_status(storage, spec, Pulse())
+    assert status.disk_bytes is None
+    assert "output folder" not in shown(status)
+
+
+@pytest.mark.parametrize("number", [0, 40, 41, 100])
+def test_at_most_forty_workers_are_listed(planted, number):
+    spec, storage = planted
+    status = read_status(storage, spec, Pulse())
+    one = Worker("cell", "host", 4242, "cpu", 0.0, known=True)
+    told = shown(dataclasses.replace(status, workers=(one,) * number))
+    assert told.count("4242") == min(number, 40)
+    assert (f"{number - 40} more workers" in told) == (number > 40)
+
+
+@pytest.mark.parametrize("pairing", [None, {"intact": True}])
+def test_pairing_is_in_the_json_where_it_was_asked_for(planted, pairing):
+    spec, storage = planted
+    told = json.loads(show_status.line(read_status(storage, spec, Pulse()), pairing))
+    assert told.get("pairing") == pairing
+    assert ("pairing" in told) == (pairing is not None)
+
+
+def test_the_docs_name_every_key(planted):
+    spec, storage = planted
+    claim(storage, spec, cells_of(spec)[0])
+    report = PairingReport("paired").as_dict()
+    told = json.loads(show_status.line(read_status(storage, spec, Pulse()), report))
+    docs = (Path(__file__).parents[1] / "docs" / "studies.md").read_text(encoding="utf-8")
+    table = docs.partition("| key of `--json` |")[2].partition("\n\n")[0]
+    rows = [row.split("|")[1:3] for row in table.splitlines()[2:]]
+    assert {key.strip(" `") for key, _ in rows} == set(told)
+    inner = {key.strip(" `"): meaning for key, meaning in rows}
+    for key, part in (("cells", told["cells"][0]), ("workers", told["workers"][0]), ("pairing", report)):
+        assert all(f"`{name}`" in inner[key] for name in part), key

@@ -24,6 +24,7 @@ from optuna_ohgw.history import (
     RESUMED_FROM,
     RETRY_OF,
     SURPLUS,
+    HasTrials,
     is_interrupted,
     kept_until,
     kills_in_vain,
@@ -79,9 +80,10 @@ def check_cells(storage: BaseStorage, spec: StudySpec) -> dict[str, int]:
         UserError: If a study of the same name was made otherwise, naming the first difference.
     """
     names = {cell.name for cell in cells_of(spec)}
-    existing = {s.study_name: s._study_id for s in storage.get_all_studies()}
+    studies = {s.study_name: s for s in storage.get_all_studies()}
+    existing = {name: study._study_id for name, study in studies.items()}
     for name in sorted(names & set(existing)):
-        stored = storage.get_study_user_attrs(existing[name]).get("spec")
+        stored = studies[name].user_attrs.get("spec")
         if stored is None and _is_blank(storage, existing[name], spec):
             del existing[name]
             continue
@@ -199,7 +201,7 @@ class Ledger:
         spec: The study that it belongs to.
     """
 
-    def __init__(self, study: optuna.Study, spec: StudySpec) -> None:
+    def __init__(self, study: HasTrials, spec: StudySpec) -> None:
         self._study, self._budget, self._epochs = study, spec.budget, spec.epochs_in_all
         self._endless = spec.scheduler.name in ENDLESS
         self._ended: dict[int, tuple[float, float]] = {}
@@ -289,7 +291,7 @@ def _device_seconds(trial: FrozenTrial) -> float:
 
 def _wall_seconds(trials: list[FrozenTrial]) -> float:
     now = datetime.datetime.now()
-    spans = sorted((t.datetime_start, _end(t) or now) for t in trials if t.datetime_start)
+    spans = sorted((t.datetime_start, ended_at(t) or now) for t in trials if t.datetime_start)
     total, reached = 0.0, None
     for start, end in spans:
         begin = start if reached is None or start > reached else reached
@@ -298,7 +300,8 @@ def _wall_seconds(trials: list[FrozenTrial]) -> float:
     return total
 
 
-def _end(trial: FrozenTrial) -> datetime.datetime | None:
+def ended_at(trial: FrozenTrial) -> datetime.datetime | None:
+    """Return when a trial ended; an interrupted one when the last was done that is kept; None if it runs."""
     if not is_interrupted(trial):
         return trial.datetime_complete
     kept = kept_until(trial)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 import uuid
@@ -14,9 +15,8 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from optuna_ohgw.cell_study import load_cell
 from optuna_ohgw.cells import Cell, cells_of, has_work
-from optuna_ohgw.history import FINAL, WORKER
+from optuna_ohgw.history import FINAL, INTERRUPTED, WORKER
 from optuna_ohgw.identity import identity, is_here, lives
 from optuna_ohgw.schedulers.pruners import SchedulerPruner
 from optuna_ohgw.spec import StudySpec
@@ -86,6 +86,39 @@ def claims_of(storage: BaseStorage, spec: StudySpec) -> list[FrozenTrial]:
     except KeyError:
         return []
     return storage.get_all_trials(study_id, deepcopy=False)
+
+
+def as_left(
+    trials: Iterable[FrozenTrial], claims: Iterable[FrozenTrial], how: Mapping[int, str], *, shared: bool
+) -> list[FrozenTrial]:
+    """Return a cell's trials, those that a dead worker left running as the interrupted ones they will be.
+
+    One that does not tell its worker yet runs while the cell is held; one of a claim that is not among
+    those given, too, as it was made since. Where a cell has one worker at a time, what it runs may bear
+    the mark of whom it was taken over from until it is next written.
+
+    Args:
+        trials: Of the cell.
+        claims: On the cell, all that were ever made.
+        how: Of a :class:`Pulse`.
+        shared: Whether several may hold the cell.
+    """
+    numbers = {claim.number for claim in claims}
+    living = {number for number in numbers if how[number] != _DEAD}
+
+    def is_left(trial: FrozenTrial) -> bool:
+        own = trial.user_attrs.get(WORKER, {}).get("claim")
+        if own is None or (living and not shared):
+            return bool(numbers) and not living
+        return own in numbers - living
+
+    return [_interrupted(t) if t.state == TrialState.RUNNING and is_left(t) else t for t in trials]
+
+
+def _interrupted(trial: FrozenTrial) -> FrozenTrial:
+    left = copy.copy(trial)
+    left.state, left.user_attrs = TrialState.FAIL, {**trial.user_attrs, "reason": INTERRUPTED}
+    return left
 
 
 def workers_study(storage: BaseStorage, spec: StudySpec) -> int:
@@ -239,6 +272,8 @@ class Claims:
             return True
         if self._state(cell) == self._idle.get(cell):
             return False
+        from optuna_ohgw.cell_study import load_cell  # it imports pandas, which whoever only looks needs not
+
         study = load_cell(self._storage, self._spec, cell)
         return has_work(study, self._spec) or isinstance(study.pruner, SchedulerPruner)
 

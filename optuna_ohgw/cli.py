@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from optuna_ohgw.evidence import Evidence
     from optuna_ohgw.spec import StudySpec
+    from optuna_ohgw.status import Status
 
 app = typer.Typer(
     help="One-shot hyper-gradient warm starts for Optuna: paired studies, run and read honestly.",
@@ -160,20 +161,25 @@ def status(
 
     spec = _load(study, overrides, smoke, url)
     storage, console, pulse = _existing(spec), _console(), Pulse()
+
+    def read() -> Status:
+        return read_status(storage, spec, pulse)
+
     if watch:
-        show_status.watch(
-            lambda: read_status(storage, spec, pulse), console, all_cells=cells, as_json=as_json
-        )
-    elif as_json:
-        typer.echo(show_status.line(read_status(storage, spec, pulse)))
-    else:
-        console.print(show_status.blocks(read_status(storage, spec, pulse), all_cells=cells), highlight=False)
+        show_status.watch(read, console, all_cells=cells, as_json=as_json)
+    elif not as_json:
+        console.print(show_status.blocks(read(), all_cells=cells), highlight=False)
+    paired = None
     if check_pairing:
         from optuna_ohgw.pairing import check_pairing as check
 
-        report = check(storage, spec)
-        console.print(report.text())
-        raise typer.Exit(0 if report.intact else 1)
+        paired = check(storage, spec)
+    if as_json and (paired is not None or not watch):
+        typer.echo(show_status.line(read(), None if paired is None else paired.as_dict()))
+    if paired is not None:
+        if not as_json:
+            console.print(paired.text(), markup=False, emoji=False)
+        raise typer.Exit(0 if paired.intact else 1)
 
 
 @app.command()

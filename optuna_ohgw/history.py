@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Container, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import optuna
 from optuna.study import StudyDirection
@@ -26,6 +26,15 @@ WORKER = "worker"  # who trains a trial
 SURPLUS = "surplus"  # of two that were made at the same moment the later, which nobody trains
 # Of a cell's study: what its best configuration came to, when the cell is at its end.
 FINAL = "final"
+
+
+class HasTrials(Protocol):
+    """What has trials: an Optuna study, or what was read of one."""
+
+    def get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """Return the trials by number."""
 
 
 _last_time = 0.0
@@ -200,7 +209,7 @@ def dropped(trials: list[FrozenTrial]) -> set[int]:
     return {number for t in trials for number in t.system_attrs.get(DROPPED, ())}
 
 
-def checkpoint_bytes(study: optuna.Study) -> int:
+def checkpoint_bytes(study: HasTrials) -> int:
     """Return what the checkpoints of a study's paused and unfinished trials take on disk."""
     trials = study.get_trials(deepcopy=False)
     gone = superseded(trials) | dropped(trials)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import optuna
@@ -33,6 +33,10 @@ class PairingReport:
     def intact(self) -> bool:
         """Whether nothing disagreed and something was compared."""
         return not self.faults and self.trials > 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as plain values, for JSON."""
+        return {**asdict(self), "intact": self.intact}
 
     def text(self) -> str:
         """Return the report in a line, and a line for each fault."""

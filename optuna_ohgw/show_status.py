@@ -6,16 +6,18 @@ import json
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
-from optuna_ohgw.status import DONE, GIVEN_UP, RUNNING, STATES, CellStatus, Status
+from optuna_ohgw.status import DONE, GIVEN_UP, RUNNING, STATES, CellStatus, Status, Worker
 
 _SECONDS = 2.0
-_SHOWN = 40  # cells that a summary names at the most
+_SHOWN = 40  # cells and workers that a summary names at the most
 
 
 def blocks(status: Status, *, all_cells: bool = False) -> RenderableType:
@@ -25,7 +27,9 @@ def blocks(status: Status, *, all_cells: bool = False) -> RenderableType:
     """
     parts: list[RenderableType] = [_summary(status)]
     if status.workers:
-        parts.append(_workers(status))
+        parts.append(_workers(status.workers[:_SHOWN]))
+        if len(status.workers) > _SHOWN:
+            parts.append(f"and {len(status.workers) - _SHOWN} more workers; --json names all.")
         if not all(worker.known for worker in status.workers):
             parts.append("?: on another machine, not heard of yet; --watch tells in a minute if it lives.")
     busy = [c for c in status.cells if c.state in (RUNNING, GIVEN_UP)]
@@ -35,7 +39,7 @@ def blocks(status: Status, *, all_cells: bool = False) -> RenderableType:
         parts.append(_cells(chosen))
     if not all_cells and not few:
         parts.append(f"{len(chosen)} of {len(status.cells)} cells; --cells shows all.")
-    parts += [f"{c.cell} was given up: {c.error}" for c in busy if c.state == GIVEN_UP]
+    parts += [_plain(f"{c.cell} was given up: {c.error}") for c in busy if c.state == GIVEN_UP]
     return Group(*parts)
 
 
@@ -49,10 +53,10 @@ def watch(read: Callable[[], Status], console: Console, *, all_cells: bool, as_j
         with Live(console=console, auto_refresh=False, transient=False) as live:
             while True:
                 status = read()
-                told = json.dumps(status.as_dict() | {"eta_s": None})
+                told = json.dumps(status.as_dict() | {"eta_s": None, "disk_bytes": None})
                 if as_json:
                     if told != before:
-                        console.print(line(status), soft_wrap=True, highlight=False, markup=False)
+                        console.out(line(status), highlight=False)
                 elif console.is_terminal:
                     live.update(blocks(status, all_cells=all_cells), refresh=True)
                 elif told != before:
@@ -65,12 +69,12 @@ def watch(read: Callable[[], Status], console: Console, *, all_cells: bool, as_j
         return
 
 
-def line(status: Status) -> str:
-    """Return a study as one line of JSON."""
-    return json.dumps(status.as_dict())
+def line(status: Status, pairing: dict[str, Any] | None = None) -> str:
+    """Return a study as one line of JSON, with what a check of its pairing found if there was one."""
+    return json.dumps(status.as_dict() | ({} if pairing is None else {"pairing": pairing}))
 
 
-def _summary(status: Status) -> str:
+def _summary(status: Status) -> Text:
     cells = ", ".join(f"{number} {state}" for state, number in status.counts.items() if number)
     trials = ", ".join(f"{status.trials[s]:,} {s}" for s in STATES if status.trials[s]) or "none yet"
     eta = "-" if status.eta_s is None else str(timedelta(seconds=round(status.eta_s)))
@@ -82,17 +86,19 @@ def _summary(status: Status) -> str:
     if status.checkpoint_bytes or status.lost_s:
         size = f"{status.checkpoint_bytes / 1e6:,.1f} MB of checkpoints"
         lines.append(f"{size}, {status.lost_s:,.0f} s trained in vain by workers that were stopped or killed")
-    return "\n".join(lines)
+    if status.disk_bytes is not None:
+        lines.append(f"{status.disk_bytes / 1e6:,.1f} MB in the output folder")
+    return Text("\n".join(lines))
 
 
-def _workers(status: Status) -> Table:
+def _workers(workers: tuple[Worker, ...]) -> Table:
     shown = _table("Workers")
     for name in ("cell", "host", "pid", "device", "since"):
         shown.add_column(name, justify="right" if name == "pid" else "left", no_wrap=name == "cell")
-    for worker in status.workers:
+    for worker in workers:
         since = datetime.fromtimestamp(worker.since).strftime("%Y-%m-%d %H:%M:%S")
         host = worker.host if worker.known else f"{worker.host} ?"
-        shown.add_row(worker.cell, host, str(worker.pid), worker.device, since)
+        shown.add_row(*map(_plain, (worker.cell, host, str(worker.pid), worker.device, since)))
     return shown
 
 
@@ -105,13 +111,18 @@ def _cells(cells: tuple[CellStatus, ...]) -> Table:
         shown.add_column(name, justify="left" if name in ("cell", "") else "right", no_wrap=True)
     for cell in cells:
         shown.add_row(
-            cell.cell,
+            _plain(cell.cell),
             cell.state,
             f"{cell.share:.0%}",
             *(str(cell.trials[kind]) for kind in kinds),
             *("-" if v is None else f"{v:.4f}" for v in (cell.best, cell.test)),
         )
     return shown
+
+
+def _plain(text: str) -> Text:
+    """Return a text from elsewhere as one line; nothing in it is markup, an emoji or a terminal's command."""
+    return Text("".join(c if c.isprintable() else " " for c in text))
 
 
 def _table(title: str) -> Table:

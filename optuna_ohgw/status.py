@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
-from collections import Counter
-from collections.abc import Sequence
+import os
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_ohgw.cells import Ledger, cells_of
-from optuna_ohgw.claims import CELL, DEVICE, ERROR, Pulse, claims_of
-from optuna_ohgw.history import FINAL, LOST, checkpoint_bytes, is_interrupted, paused_at, superseded
+from optuna_ohgw.cell_trials import CellTrials, read_cells
+from optuna_ohgw.cells import Cell, Ledger, cells_of
+from optuna_ohgw.claims import CELL, DEVICE, ERROR, Pulse, as_left, claims_of
+from optuna_ohgw.history import LOST, checkpoint_bytes, is_interrupted, paused_at, superseded
+from optuna_ohgw.pace import eta_s, share_begun, worker_seconds
+from optuna_ohgw.reading import hide_passwords
 from optuna_ohgw.spec import StudySpec
 
 DONE, RUNNING, WAITING, GIVEN_UP = "done", "running", "waiting", "given up"
 STATES = ("complete", "pruned", "paused", "running", "waiting", "failed", "interrupted")
-_RECENT_S = 1800.0
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,11 @@ class Status:
         cells: Every cell, pilots first.
         workers: Those who hold a cell and are not known to be dead.
         share: Of the budgets of all cells the share that is used, 0 to 1.
-        eta_s: Seconds until all is used, at the pace of the last half hour; None where none is known.
+        eta_s: Seconds until all is used, see :mod:`optuna_ohgw.pace`; None where nothing is known.
         checkpoint_bytes: What checkpoints of paused and running trials take, as the storage tells.
         lost_s: Seconds of training that killed workers did in vain.
+        budget: The limits of a cell's budget, by name.
+        disk_bytes: What the output folder takes, as this machine sees it; None where it does not.
     """
 
     study: str
@@ -78,6 +83,8 @@ class Status:
     eta_s: float | None
     checkpoint_bytes: int
     lost_s: float
+    budget: dict[str, float]
+    disk_bytes: int | None
     counts: dict[str, int] = field(init=False)
     trials: dict[str, int] = field(init=False)
 
@@ -103,55 +110,78 @@ def read_status(storage: BaseStorage, spec: StudySpec, pulse: Pulse) -> Status:
     claims = claims_of(storage, spec)
     how = pulse.of(claims)
     held = [c for c in claims if how[c.number] != "dead"]
-    last = {c.user_attrs[CELL]: c for c in claims}
-    known = {s.study_name: s for s in storage.get_all_studies()}
-    cells, spans, size, lost = [], list[tuple[float, float]](), 0, 0.0
-    for cell in cells_of(spec):
-        found = known.get(cell.name)
-        if found is None:
-            cells.append(CellStatus(cell.label, WAITING, dict.fromkeys(STATES, 0), 0.0, None, None))
-            continue
-        study = optuna.load_study(study_name=cell.name, storage=storage)
-        trials = study.get_trials(deepcopy=False)
-        final = found.user_attrs.get(FINAL)
-        share = 1.0 if final is not None else min(1.0, Ledger(study, spec).share_done())
-        error = last[cell.label].user_attrs.get(ERROR) if cell.label in last else None
-        at_work = any(c.user_attrs[CELL] == cell.label for c in held)
-        state = DONE if final is not None else RUNNING if at_work else GIVEN_UP if error else WAITING
-        values = [v for t in trials for v in t.intermediate_values.values()]
-        best, test = _best(spec, values), (final or {}).get("test_metric")
-        cells.append(CellStatus(cell.label, state, _by_state(trials), share, best, test, error))
-        spans += _progress(trials, share)
-        size += checkpoint_bytes(study)
-        lost += sum(t.user_attrs.get(LOST, 0.0) for t in trials if not is_interrupted(t))
-    whole = sum(c.share for c in cells) / len(cells)
-    rest = sum(1 - c.share for c in cells)
-    now = datetime.datetime.now().timestamp()
-    eta = eta_s(spans, rest, now) if held else None
-    return Status(spec.name, tuple(cells), tuple(_worker(c, how) for c in held), whole, eta, size, lost)
+    on = defaultdict[str, list[FrozenTrial]](list)
+    for claim in claims:
+        on[claim.user_attrs[CELL]].append(claim)
+    known, now = read_cells(storage, spec), datetime.datetime.now()
+    seen = [_see(cell, known.get(cell.name), spec, on[cell.label], how, now) for cell in cells_of(spec)]
+    cells = tuple(one.status for one in seen)
+    eta = eta_s(
+        sum(one.begun for one in seen),
+        sum(one.worker_s for one in seen),
+        [1 - one.begun for one in seen if one.status.state != GIVEN_UP],
+        live=len(held),
+        at_once=spec.execution.workers,
+    )
+    return Status(
+        spec.name,
+        cells,
+        tuple(_worker(c, how) for c in held),
+        sum(cell.share for cell in cells) / len(cells),
+        eta,
+        sum(one.bytes for one in seen),
+        sum(one.lost_s for one in seen),
+        spec.budget.model_dump(exclude_none=True),
+        _folder_bytes(spec.folder),
+    )
 
 
-def eta_s(ends: Sequence[tuple[float, float]], rest: float, now: float) -> float | None:
-    """Return the seconds until a rest of budgets is used at the recent pace; None where none is known.
+@dataclass(frozen=True)
+class _Seen:
+    """A cell, and what it adds to those of the study: of its budget, running trials included, and so on."""
 
-    Args:
-        ends: (Unix seconds of a trial's end, the share of its cell's budget that it used).
-        rest: What is left, in budgets of a cell.
-        now: Unix seconds.
-    """
-    recent = [(end, share) for end, share in ends if now - end <= _RECENT_S]
-    if rest <= 0 or not recent:
-        return 0.0 if rest <= 0 else None
-    used, took = sum(share for _, share in recent), now - min(end for end, _ in recent)
-    return rest * took / used if took > 0 and used > 0 else None
+    status: CellStatus
+    begun: float = 0.0
+    worker_s: float = 0.0
+    bytes: int = 0
+    lost_s: float = 0.0
 
 
-def _progress(trials: list[FrozenTrial], share: float) -> list[tuple[float, float]]:
-    """Return when trials ended, each with an equal part of what its cell has used."""
-    gone = superseded(trials)
-    ended = [t for t in trials if t.number not in gone and t.state.is_finished() and not is_interrupted(t)]
-    times = [t.datetime_complete.timestamp() for t in ended if t.datetime_complete is not None]
-    return [(end, share / len(times)) for end in times]
+def _see(
+    cell: Cell,
+    found: CellTrials | None,
+    spec: StudySpec,
+    claims: list[FrozenTrial],
+    how: dict[int, str],
+    now: datetime.datetime,
+) -> _Seen:
+    if found is None:
+        return _Seen(CellStatus(cell.label, WAITING, dict.fromkeys(STATES, 0), 0.0, None, None))
+    trials = as_left(found.trials, claims, how, shared=spec.execution.workers > 1)
+    final, found = found.final, CellTrials(found.final, trials)
+    share = 1.0 if final is not None else min(1.0, Ledger(found, spec).share_done())
+    held, error = any(how[claim.number] != "dead" for claim in claims), _error(claims)
+    state = DONE if final is not None else RUNNING if held else GIVEN_UP if error else WAITING
+    values = [v for t in trials for v in t.intermediate_values.values()]
+    best, test = _best(spec, values), (final or {}).get("test_metric")
+    return _Seen(
+        CellStatus(cell.label, state, _by_state(trials), share, best, test, error),
+        1.0 if final is not None else share_begun(trials, spec, share),
+        worker_seconds(trials, now),
+        checkpoint_bytes(found),
+        sum(t.user_attrs.get(LOST, 0.0) for t in trials if not is_interrupted(t)),
+    )
+
+
+def _folder_bytes(folder: Path) -> int | None:
+    if not folder.is_dir():
+        return None
+    size = 0
+    for inner, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):  # deleted meanwhile
+                size += os.lstat(os.path.join(inner, name)).st_size
+    return size
 
 
 def _by_state(trials: list[FrozenTrial]) -> dict[str, int]:
@@ -169,9 +199,10 @@ def _by_state(trials: list[FrozenTrial]) -> dict[str, int]:
     return found
 
 
-def _best(spec: StudySpec, values: list[float]) -> float | None:
-    best = spec.metric.best(values)
-    return None if math.isnan(best) else best
+def _error(claims: list[FrozenTrial]) -> str | None:
+    """Return by what the last who worked on a cell gave it up, if so; a driver's words may hold a URL."""
+    error = claims[-1].user_attrs.get(ERROR) if claims else None
+    return None if error is None else hide_passwords(error)
 
 
 def _worker(claim: FrozenTrial, how: dict[int, str]) -> Worker:

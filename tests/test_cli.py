@@ -576,6 +576,21 @@ def test_status_watches_until_the_study_is_done(copy, form):
     assert done.out.count("small") == 1
 
 
+@pytest.mark.parametrize("watch", [[], ["--watch"]])
+def test_status_as_json_holds_the_pairing_that_was_asked_for(copy, watch):
+    done = command("status", "study.yaml", *ONE, "--json", "--check-pairing", *watch)
+    assert (done.status, done.err) == (0, "")
+    told = [json.loads(line) for line in done.out.splitlines()]
+    assert len(told) == (2 if watch else 1)
+    assert told[-1]["pairing"] == {
+        "pairing": "paired",
+        "trials": 1,
+        "recomputed": 1,
+        "faults": [],
+        "intact": True,
+    }
+
+
 def test_status_before_the_first_run_is_one_line_and_makes_nothing(place):
     message = refused("status", "study.yaml")
     assert (

@@ -14,8 +14,10 @@ import optuna
 import psutil
 import psycopg
 import pytest
+import test_cell_trials
 import test_storage
 from command_runs import Run, assert_same_outcome, assert_whole, run_in_process, spec_of, trials_of
+from optuna.storages._cached_storage import _CachedStorage
 from optuna.trial import TrialState
 from postgresql_server import PASSWORD, binaries, server
 from proxy_server import free_port, proxy_of
@@ -234,6 +236,14 @@ def test_batched_writing_is_the_same_on_postgresql(databases, tmp_path, test, ar
 
 def test_an_end_is_stored_in_utc_on_postgresql(databases, tmp_path, monkeypatch):
     test_storage.test_an_end_is_stored_in_utc_and_shown_in_local_time(tmp_path, monkeypatch)
+
+
+def test_all_cells_are_read_at_once_from_postgresql(databases, tmp_path):
+    database = optuna.storages.RDBStorage(test_storage.url(tmp_path))
+    spec = test_cell_trials.planted_on(database, mbu=900.0)
+    both = spec, database, _CachedStorage(database)
+    test_cell_trials.test_what_tells_how_far_a_cell_is_agrees_with_optunas_reading(both)
+    test_cell_trials.test_databases_and_other_storages_give_the_same_cells(both)
 
 
 def test_a_missing_database_or_password_is_one_line(tmp_path, postgresql):

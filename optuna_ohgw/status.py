@@ -163,7 +163,7 @@ def _see(
     held, error = any(how[claim.number] != "dead" for claim in claims), _error(claims)
     state = DONE if final is not None else RUNNING if held else GIVEN_UP if error else WAITING
     values = [v for t in trials for v in t.intermediate_values.values()]
-    best, test = _best(spec, values), (final or {}).get("test_metric")
+    best, test = _finite(spec.metric.best(values)), (final or {}).get("test_metric")
     return _Seen(
         CellStatus(cell.label, state, _by_state(trials), share, best, test, error),
         1.0 if final is not None else share_begun(trials, spec, share),
@@ -209,3 +209,7 @@ def _worker(claim: FrozenTrial, how: dict[int, str]) -> Worker:
     who = claim.user_attrs
     since = claim.datetime_start.timestamp() if claim.datetime_start else math.nan
     return Worker(who[CELL], who["host"], who["pid"], who[DEVICE], since, known=how[claim.number] == "alive")
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isnan(value) else value

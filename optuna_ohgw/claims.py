@@ -191,7 +191,7 @@ class Claims:
                 self._storage.set_trial_user_attr(claim.trial_id, DONE, True)
             if error is not None:
                 self._storage.set_trial_user_attr(claim.trial_id, ERROR, error)
-            self._end(claim.trial_id, TrialState.COMPLETE if error is None else TrialState.FAIL)
+            self._end(claim.trial_id, TrialState.PRUNED if error is None else TrialState.FAIL)
         except UpdateFinishedTrialError:
             log.warning("the claim on %s was taken for a dead worker's", claim.cell.label)
 
@@ -259,7 +259,7 @@ class Claims:
         number = self._storage.get_trial(trial_id).number
         before = [n for n in self._holders(cell, self.pulses()) if n < number]
         if len(before) >= self._spec.execution.workers or self._is_over(cell, {}):
-            self._end(trial_id, TrialState.COMPLETE)
+            self._end(trial_id, TrialState.PRUNED)
             return None
         self.own = Claim(cell, number, trial_id)
         return self.own

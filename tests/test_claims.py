@@ -196,6 +196,16 @@ def test_a_cell_in_which_nothing_was_found_is_left_alone_until_it_changes(study)
     assert second.take().cell == cell
 
 
+def test_optuna_can_summarise_a_storage_with_ended_claims(study) -> None:
+    spec, storage = study()
+    one = Claims(storage, spec, "cpu")
+    for _ in range(2):
+        assert one.take() is not None
+        one.release(done=False)
+    names = {s.study_name: s.n_trials for s in optuna.get_all_study_summaries(storage)}
+    assert names[f"{spec.name}/workers"] == 2
+
+
 def test_a_trial_that_runs_never_lacks_its_owner(study) -> None:
     spec, storage = study()
     owner = {WORKER: {"claim": 7}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -230,15 +231,18 @@ def benefit_correlation(table: pd.DataFrame) -> pd.DataFrame:
         every = np.arange(len(parts), dtype=float)
         value, low, high = correlation(every), math.nan, math.nan
         if len(parts) > 1 and math.isfinite(value):
-            interval = stats.bootstrap(
-                (every,),
-                correlation,
-                vectorized=False,
-                n_resamples=RESAMPLES,
-                confidence_level=level(len(parts)),
-                method="percentile",
-                rng=np.random.default_rng(0),
-            ).confidence_interval
+            with warnings.catch_warnings():
+                # Some resamples may have no correlation; the interval is then unknown, which is told.
+                warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+                interval = stats.bootstrap(
+                    (every,),
+                    correlation,
+                    vectorized=False,
+                    n_resamples=RESAMPLES,
+                    confidence_level=level(len(parts)),
+                    method="percentile",
+                    rng=np.random.default_rng(0),
+                ).confidence_interval
             low, high = float(interval.low), float(interval.high)
         rows.append((variation, len(own), len(parts), value, low, high))
     return pd.DataFrame(rows, columns=["variation", "pairs", "seeds", "correlation", "low", "high"])

@@ -249,3 +249,18 @@ class TestBenefit:
         (row,) = benefit_correlation(table).to_dict("records")
         assert row["correlation"] == pytest.approx(1.0)
         assert math.isnan(row["low"])
+
+
+def test_a_correlation_that_some_resamples_lack_has_no_interval_and_no_warning() -> None:
+    table = pd.DataFrame(
+        {
+            "variation": "one",
+            "seed": [0, 0, 1, 1],
+            "config_index": [0, 1, 0, 1],
+            "gradient_norm": [1.0, 2.0, 3.0, 4.0],
+            "benefit": [0.0, 0.0, 0.1, 0.2],
+        }
+    )
+    (row,) = benefit_correlation(table).to_dict("records")
+    assert math.isfinite(row["correlation"])
+    assert math.isnan(row["low"])

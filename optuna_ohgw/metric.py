@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import pandas as pd
-from optuna.study import StudyDirection
+if TYPE_CHECKING:
+    import pandas as pd
+    from optuna.study import StudyDirection
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Metric:
     @property
     def direction(self) -> StudyDirection:
         """The direction of an Optuna study of it."""
+        from optuna.study import StudyDirection
+
         return StudyDirection.MAXIMIZE if self.maximize else StudyDirection.MINIMIZE
 
     @property

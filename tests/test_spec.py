@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -787,3 +789,13 @@ def test_a_variation_of_another_scheduler_is_refused_with_the_remedy(study):
     message = refusal(study, "variations=[asha-promotion-baseline]")
     assert "'asha-promotion-baseline' is of another scheduler" in message
     assert "'asha'; write 'baseline'" in message
+
+
+def test_reading_a_study_imports_nothing_heavy():
+    code = (
+        "import sys; from pathlib import Path; from optuna_ohgw.spec import load_spec\n"
+        f"[load_spec(Path({str(Path(__file__).parents[1] / 'studies')!r}) / f) for f in ('uci.yaml', 'cartpole.yaml', 'wikitext2.yaml')]\n"
+        "print({'torch', 'pandas', 'optuna', 'xgboost', 'gymnasium', 'tokenizers', 'sklearn'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

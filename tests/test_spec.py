@@ -792,10 +792,13 @@ def test_a_variation_of_another_scheduler_is_refused_with_the_remedy(study):
 
 
 def test_reading_a_study_imports_nothing_heavy():
+    studies = Path(__file__).parents[1] / "studies"
+    files = [str(studies / f"{name}.yaml") for name in ("uci", "cartpole", "wikitext2")]
+    heavy = {"torch", "pandas", "optuna", "xgboost", "gymnasium", "tokenizers", "sklearn"}
     code = (
         "import sys; from pathlib import Path; from optuna_ohgw.spec import load_spec\n"
-        f"[load_spec(Path({str(Path(__file__).parents[1] / 'studies')!r}) / f) for f in ('uci.yaml', 'cartpole.yaml', 'wikitext2.yaml')]\n"
-        "print({'torch', 'pandas', 'optuna', 'xgboost', 'gymnasium', 'tokenizers', 'sklearn'} & set(sys.modules))"
+        f"[load_spec(Path(file)) for file in {files}]\n"
+        f"print({heavy} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

@@ -72,7 +72,8 @@ class Metric:
         low, high = self.low, self.high
         if (low is None or target > low) and (high is None or target <= high):
             return None
-        ends = [f"above {low:g}"] * (low is not None) + [f"up to {high:g}"] * (high is not None)
+        named = (("above", low), ("up to", high))
+        ends = [f"{word} {end:g}" for word, end in named if end is not None]
         return f"is no {self.name} {' and '.join(ends)}{self.hint}"
 
 

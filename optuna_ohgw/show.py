@@ -61,7 +61,7 @@ def print_summary(page: Page, console: Console) -> None:
         "-: not known, too few did. Warm start: its cost over that of training, in mbu and in seconds."
     )
     if evidence.pilot is not None:
-        console.print("τ*: the highest target that at least 90% of the pilot's seeds reach.")
+        console.print("τ*: the hardest target that at least 90% of the pilot's seeds reach.")
     for line in ["", *sentences(page), *evidence.missing]:
         console.print(line, highlight=False, markup=False)
 

@@ -224,7 +224,7 @@ def _rule(evidence: Evidence) -> str:
     star = f" ({evidence.pilot:.4g})" if evidence.pilot is not None else ""
     whose = "the" if evidence.spec.pilot_seeds else "another study's"
     return (
-        f"The verdict is on τ*{star}, the highest target that 90% of {whose} pilot's baseline-only seeds "
+        f"The verdict is on τ*{star}, the hardest target that 90% of {whose} pilot's baseline-only seeds "
         "reach: it is fixed before any warm start is seen."
     )
 

@@ -30,8 +30,8 @@ MOVED = (
     "Moves are in search coordinates (log10 of a log-distributed parameter), sizes in unit coordinates "
     "(bounds mapped to 0 and 1). Divergences are Kullback-Leibler's in nats, each point's own origin left "
     "out of the search for neighbours; values within twice the noise are none; piled: points "
-    "with others exactly alike, as at a bound. Benefit: validation "
-    "accuracy minus that of the baseline's trial of the same configuration, at the last epoch of both."
+    "with others exactly alike, as at a bound. Benefit: how much better the validation "
+    "value is than that of the baseline's trial of the same configuration, at the last epoch of both."
 )
 FILES = (
     "Beside this page: summary.json (all of this as values), trials.parquet (the whole record, one row an "

@@ -30,10 +30,10 @@ SMALL = {
 each = pytest.mark.parametrize("file", SMALL)
 
 
-def made(file: str, *more: str) -> tuple[OwnWorkload, dict[str, float], SearchSpace]:
+def made(file: str, *more: str, device: str = "cpu") -> tuple[OwnWorkload, dict[str, float], SearchSpace]:
     """Return a workload of a study's light form, ψ in the middle of its space, and the space."""
     spec = load_spec(STUDIES / file, (*SMALL[file], *more), smoke=True)
-    work = workload(spec, 0, spec.task.structure, torch.device("cpu"))
+    work = workload(spec, 0, spec.task.structure, torch.device(device))
     assert isinstance(work, OwnWorkload)
     space = SearchSpace(distributions(spec))
     return work, {**spec.constants, **space.to_floats((space.low + space.high) / 2)}, space
@@ -196,3 +196,24 @@ def test_global_random_streams_go_on_as_if_nothing_was_drawn() -> None:
     work.evaluate(state, "test")
     work.loss(state, 0, 1)({"lr": torch.tensor(0.01)})
     assert (torch.rand(1), random.random(), np.random.rand()) == wanted  # noqa: NPY002
+
+
+@pytest.mark.gpu
+@each
+def test_on_a_gpu_it_trains_from_the_same_start_and_thaws_to_the_same(file: str) -> None:
+    (cpu, psi, space), (gpu, _, _) = made(file), made(file, device="cuda")
+    assert gpu.start(0, 0).digest() == cpu.start(0, 0).digest()
+    assert gpu.order_digest(0, 0) == cpu.order_digest(0, 0)
+    state = replace(gpu.start(0, 0), psi=psi)
+    loss = gpu.loss(state, 0, 1)
+    value = loss(space.to_native(space.to_search(psi)))
+    assert math.isfinite(float(value.detach()))
+    first, _ = gpu.train(state, never)
+    kept = io.BytesIO()
+    torch.save(first.content(), kept)
+    straight, trained = gpu.train(first, never)
+    kept.seek(0)
+    thawed, again = gpu.train(gpu.restore(torch.load(kept, weights_only=True, map_location="cpu")), never)
+    assert math.isfinite(trained)
+    assert again == pytest.approx(trained, rel=1e-2)
+    assert thawed.epoch == straight.epoch == 2

@@ -405,6 +405,7 @@ def main() -> None:
         os.environ.setdefault(name, "1")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, in bench, reports its own steps
     try:
+        _collection()
         app()
     except UserError as error:
         _say(error)
@@ -415,6 +416,27 @@ def main() -> None:
     except RuntimeError as error:
         _say(error)
         raise SystemExit(1) from None
+
+
+def _collection() -> None:
+    """Call the command for each study where a file that names several is given; else do nothing."""
+    from optuna_ohgw import collection
+
+    arguments = sys.argv[1:]
+    position = collection.position_of(arguments)
+    if position is None or "--help" in arguments:
+        return
+    path, smoke = Path(arguments[position]), "--smoke" in arguments
+    members = collection.read_members(path, collection.values_of(arguments, "--set"), smoke=smoke)
+    status = collection.call_each(members, arguments, position)
+    if status == 0 and arguments[0] == "run" and len(members) > 1:
+        from optuna_ohgw.show import print_comparison
+
+        given = collection.values_of(arguments, "--storage")
+        url = given[-1] if given else os.environ.get("OPTUNA_OHGW_STORAGE")
+        console = _console(quiet=bool({"--quiet", "-q"} & set(arguments)))
+        print_comparison([_evidence(m.path, list(m.overrides), smoke, url) for m in members], console)
+    raise SystemExit(status)
 
 
 def _say(error: Exception) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _CRITERIA = {
     "1": "At least 15% sooner",
-    "2": "Final value at most 0.2% lower",
+    "2": "Final value at most 0.2% worse",
     "3a": "Device time at most 5% more",
     "3b": "Peak memory at most 10% more",
     "4": "Standard deviation at most 10% more",

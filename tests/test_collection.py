@@ -1,0 +1,127 @@
+"""A file that names several studies: each is called with the same changes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from optuna_ohgw import cli, collection
+from optuna_ohgw.errors import UserError
+
+STUDIES = Path(__file__).parents[1] / "studies"
+TRANSFER = STUDIES / "transfer.yaml"
+
+
+def test_transfer_runs_one_step_size_on_five_tasks() -> None:
+    members = collection.read_members(TRANSFER, [], smoke=False)
+    assert [m.spec.task.name for m in members] == ["image", "tabular", "xgboost", "ppo", "language"]
+    assert {m.spec.warm_start.eta_h for m in members} == {1e-3}
+    assert {m.spec.variations for m in members} == {members[0].spec.variations}
+    assert {m.spec.seeds for m in members} == {tuple(range(8))}
+    assert len({m.spec.folder for m in members}) == 5
+
+
+@pytest.mark.parametrize("smoke", [False, True])
+def test_an_output_is_a_folder_for_all(smoke: bool) -> None:
+    members = collection.read_members(TRANSFER, ["output=here", "seeds=2"], smoke=smoke)
+    assert [m.spec.folder for m in members] == [Path("here") / m.spec.name for m in members]
+    assert {m.spec.seeds for m in members} == {(0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "position"),
+    [
+        (["run", str(TRANSFER), "--smoke"], 1),
+        (["status", "--set", "seeds=1", str(TRANSFER)], 3),
+        (["run", str(STUDIES / "digits.yaml")], None),
+        (["compare", str(TRANSFER)], None),
+        (["run", "nowhere.yaml"], None),
+        ([], None),
+    ],
+)
+def test_which_argument_is_a_collection(arguments: list[str], position: int | None) -> None:
+    assert collection.position_of(arguments) == position
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("studies: []\n", "studies: got .*give a list of study files"),
+        ("studies: digits.yaml\n", "studies: got .*give a list of study files"),
+        ("studies: [nowhere.yaml]\n", "nowhere.yaml: there is no such file"),
+        ("studies: [one.yaml, one.yaml]\n", "one, one has one twice"),
+        ("studies: [one.yaml]\nseeds: 3\n", "seeds: unknown key with value 3"),
+        ("studies: [one.yaml]\nset: seeds=3\n", "set: got .*give a list of 'dotted.key=value'"),
+        ("studies: [one.yaml]\nset: [nothing]\n", "nothing"),
+        ("studies: [one.yaml]\nset: [seeds=none]\n", "seeds: got"),
+        ("studies: [other.yaml]\n", "other.yaml names studies itself"),
+    ],
+)
+def test_bad_collections_are_refused_in_a_line(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "one.yaml").write_text(f"extends: {STUDIES / 'digits.yaml'}\nname: one\nbeside: []\n")
+    (tmp_path / "other.yaml").write_text("studies: [one.yaml]\n")
+    (tmp_path / "all.yaml").write_text(text)
+    with pytest.raises(UserError, match=told) as caught:
+        collection.read_members(tmp_path / "all.yaml", [], smoke=False)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status", "called"),
+    [([0] * 5, 0, 5), ([0, 1, 0, 2, 0], 1, 5), ([0, 130, 0, 0, 0], 130, 2)],
+)
+def test_one_that_fails_does_not_stop_the_others_but_ctrl_c_does(
+    monkeypatch: pytest.MonkeyPatch, statuses: list[int], status: int, called: int
+) -> None:
+    calls: list[list[str]] = []
+
+    def call(arguments: list[str]) -> int:
+        calls.append(list(arguments))
+        return statuses[len(calls) - 1]
+
+    monkeypatch.setattr(collection, "_called", call)
+    compared = []
+    monkeypatch.setattr("optuna_ohgw.show.print_comparison", lambda found, console: compared.append(found))
+    monkeypatch.setattr(cli, "_evidence", lambda path, overrides, smoke, url: path.name)
+    monkeypatch.setattr(
+        sys, "argv", ["optuna-ohgw", "run", "--set", "seeds=3", str(TRANSFER), "--smoke", "-q"]
+    )
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == status
+    assert len(calls) == called
+    names = [Path(call[1]).name for call in calls]
+    assert names == ["digits.yaml", "uci.yaml", "xgboost.yaml", "cartpole.yaml", "wikitext2.yaml"][:called]
+    for call in calls:
+        assert call[2:4] == ["--smoke", "-q"]
+        assert "seeds=3" in call
+        assert call.index("seeds=3") > call.index("seeds=8")  # what was typed last wins
+    assert len(compared) == (status == 0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_collection_runs_and_shows_itself(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from optuna_ohgw.cli import main; main()"]
+    more = ["--smoke", "--set", f"output={tmp_path}", "--set", "variations=[baseline, ohgw-1step]"]
+    more += ["--set", "pilot_seeds=[]", "--set", "seeds=1"]
+    (tmp_path / "two.yaml").write_text(
+        f"name: two\nstudies: [{STUDIES / 'uci.yaml'}, {STUDIES / 'xgboost.yaml'}]\n"
+    )
+    done = subprocess.run(
+        [*command, "run", str(tmp_path / "two.yaml"), *more], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "At least 15% sooner (asked in 75% of the studies):" in done.stdout
+    for name in ("uci-smoke", "xgboost-smoke"):
+        assert (tmp_path / name / "report" / "report.html").is_file()
+    shown = subprocess.run(
+        [*command, "status", str(tmp_path / "two.yaml"), *more, "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert len(shown.stdout.splitlines()) == 2

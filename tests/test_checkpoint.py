@@ -16,7 +16,7 @@ from cell_runs import StopAt, courses, in_process, run, spec_of
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.trial import TrialState
 
-from optuna_ohgw import checkpoint, trial, worker
+from optuna_ohgw import checkpoint, worker, workload
 from optuna_ohgw.cell_study import load_cell
 from optuna_ohgw.cells import cells_of, config_index, revive
 from optuna_ohgw.freezing import epochs
@@ -36,7 +36,7 @@ class Killed(BaseException):
 
 def kill_at(monkeypatch, *places):
     """Kill the worker once before each (configuration, epoch); return the epochs trained, None at a kill."""
-    honest, trained, left = trial.train_epoch, [], list(places)
+    honest, trained, left = workload.train_epoch, [], list(places)
 
     def train_epoch(task, state, stop):
         place = state.config_index, state.epoch
@@ -47,7 +47,7 @@ def kill_at(monkeypatch, *places):
         trained.append(place)
         return honest(task, state, stop)
 
-    monkeypatch.setattr(trial, "train_epoch", train_epoch)
+    monkeypatch.setattr(workload, "train_epoch", train_epoch)
     return trained
 
 
@@ -140,7 +140,7 @@ def test_what_was_trained_in_vain_is_lost_and_counted_nowhere_else(tmp_path, mon
     spec = spec_of(tmp_path, "asha", "variations=[baseline]", NEVER)
     ((config, end),) = longest(whole("asha"), 1)
     kill_at(monkeypatch, (config, end - 1))
-    monkeypatch.setattr(trial, "_FLUSH_SECONDS", -1.0)
+    monkeypatch.setattr("optuna_ohgw.trial._FLUSH_SECONDS", -1.0)
     monkeypatch.setattr("optuna_ohgw.storage._SECONDS", -1.0)
     run_killed(spec)
     storage, (cell,) = open_storage(spec.storage_url, create=False), cells_of(spec)

@@ -36,7 +36,7 @@ from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.spec_parts import ENDLESS
 from optuna_ohgw.variations import baseline_among
 
-_MOST_KILLS = 5  # of a trial in a row, with no checkpoint between
+_MOST_KILLS = 10  # of a trial in a row, with no checkpoint between
 
 
 @dataclass(frozen=True)

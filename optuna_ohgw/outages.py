@@ -30,9 +30,9 @@ _DATABASE = "OperationalError", "InterfaceError", "QueuePool limit", "raised dur
 def is_outage(error: BaseException) -> bool:
     """Return whether an error says that a storage does not answer now, and may later."""
     if isinstance(error, StorageInternalError):
-        return error.__cause__ is not None and is_outage(error.__cause__)
-    if isinstance(error, sqlalchemy.exc.TimeoutError):
-        return True  # no connection came free
+        return any(is_outage(under) for under in (error.__cause__, error.__context__) if under is not None)
+    if isinstance(error, sqlalchemy.exc.TimeoutError | sqlalchemy.exc.PendingRollbackError):
+        return True  # no connection came free, or it broke in the transaction before
     if isinstance(error, sqlalchemy.exc.DBAPIError):
         kinds = sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError
         broken = error.connection_invalidated or isinstance(error, kinds)

@@ -169,7 +169,8 @@ def assert_whole(spec: StudySpec) -> None:
     for trials in trials_of(spec).values():
         ended = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
         indices = sorted(t.user_attrs["config_index"] for t in ended)
-        assert indices == list(range(spec.budget.trials or 0))
+        failed = [t.user_attrs.get("reason") for t in trials if t.state == TrialState.FAIL]
+        assert indices == list(range(spec.budget.trials or 0)), (indices, failed)
         assert all(t.state.is_finished() for t in trials)
         left = [t for t in trials if t.state == TrialState.FAIL]
         assert {t.user_attrs["reason"] for t in left} <= {"interrupted"}

@@ -336,19 +336,19 @@ def test_a_write_that_is_cut_short_leaves_nothing(tmp_path):
 def test_a_trial_that_is_killed_again_and_again_has_failed(tmp_path, monkeypatch, whole):
     """Where memory does not suffice; one that comes further each time is not given up."""
     ((config, end),) = longest(whole("asha"), 1)
-    kill_at(monkeypatch, *[(config, 1)] * 5)
+    kill_at(monkeypatch, *[(config, 1)] * 10)
     spec = spec_of(tmp_path / "short", "asha", "variations=[baseline]", NEVER)
-    assert run_killed(spec) == 5
+    assert run_killed(spec) == 10
     storage, (cell,) = open_storage(spec.storage_url, create=False), cells_of(spec)
     trials = load_cell(storage, spec, cell).get_trials(deepcopy=False)
     own = [t for t in trials if config_index(t, trials) == config]
-    assert [t.state for t in own] == [TrialState.FAIL] * 5
-    assert [t.user_attrs["reason"] for t in own[:4]] == ["interrupted"] * 4
-    assert own[4].user_attrs["reason"] == "killed 5 times in a row; too little memory?"
+    assert [t.state for t in own] == [TrialState.FAIL] * 10
+    assert [t.user_attrs["reason"] for t in own[:9]] == ["interrupted"] * 9
+    assert own[9].user_attrs["reason"] == "killed 10 times in a row; too little memory?"
     assert len({t.user_attrs["config_index"] for t in trials if t.state != TrialState.FAIL}) == 8
 
     further = [(config, epoch) for epoch in range(1, end) for _ in range(2)]
-    assert len(further) > 5
+    assert len(further) > 10
     kill_at(monkeypatch, *further)
     spec = spec_of(tmp_path / "further", "asha", "variations=[baseline]", ALWAYS)
     assert run_killed(spec) == len(further)

@@ -22,6 +22,12 @@ def internal(cause):
     return made
 
 
+def meanwhile(context):
+    made = StorageInternalError("An exception is raised during the commit.")
+    made.__context__ = context
+    return made
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
@@ -35,6 +41,9 @@ def internal(cause):
         (internal(error_of(sa.exc.OperationalError, "connection refused")), True),
         (internal(internal(error_of(sa.exc.OperationalError, "connection refused"))), True),
         (sa.exc.TimeoutError("QueuePool limit"), True),
+        (sa.exc.PendingRollbackError("Can't reconnect until invalid transaction is rolled back."), True),
+        (internal(sa.exc.PendingRollbackError("Can't reconnect")), True),
+        (meanwhile(error_of(sa.exc.OperationalError, "server closed the connection")), True),
         (error_of(sa.exc.OperationalError, "no such table: trials"), False),
         (error_of(sa.exc.OperationalError, 'password authentication failed for user "u"'), False),
         (error_of(sa.exc.OperationalError, 'no pg_hba.conf entry for host "h"'), False),
@@ -83,6 +92,12 @@ UNKNOWN = grpc.StatusCode.UNKNOWN
 )
 def test_what_goes_away_by_waiting_behind_a_proxy(code, details, expected):
     assert is_outage(Refused(code, details)) is expected
+
+
+def meanwhile(context):
+    made = StorageInternalError("An exception is raised during the commit.")
+    made.__context__ = context
+    return made
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,8 @@ def write_history(file: Path, trials: Sequence[FrozenTrial]) -> None:
 
 def open_history(file: Path) -> optuna.Study:
     """Return the study of a file, as a process that has just begun sees it."""
-    return optuna.load_study(study_name=_NAME, storage=open_database(f"sqlite:///{file}", create=False))
+    storage = open_database(f"sqlite:///{file}", create=False)
+    return optuna.load_study(study_name=_NAME, storage=storage, sampler=RandomSampler(seed=0))
 
 
 def add_running(study: optuna.Study, x: float, values: dict[int, float]) -> FrozenTrial:

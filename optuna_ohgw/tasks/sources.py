@@ -164,7 +164,8 @@ def load_hub(source: str, configuration: str | None = None) -> Any:
     try:
         if not datasets.config.HF_HUB_OFFLINE:
             HfApi().dataset_info(source, timeout=_HUB_TIMEOUT_S)
-        return datasets.load_dataset(source, configuration)
+        named = () if configuration is None else (configuration,)
+        return datasets.load_dataset(source, *named)
     except Exception as error:  # the HTTP library, and so its errors, differ by version
         raise UserError(
             f"task.data: {source!r} is no folder, and loading it from the hub failed "

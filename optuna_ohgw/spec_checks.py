@@ -10,7 +10,7 @@ from optuna_ohgw.reading import shown
 from optuna_ohgw.spec_errors import nearest, remedy
 from optuna_ohgw.spec_kinds import BoostingSpec, OwnSpec, PpoSpec
 from optuna_ohgw.spec_parts import POOLED, ChoiceSpec, RangeSpec, WarmStartSpec
-from optuna_ohgw.spec_tasks import TrainingSpec
+from optuna_ohgw.spec_tasks import ReplaySpec, TrainingSpec
 from optuna_ohgw.variations import WARM_STARTS, base_of, eta_of, scheduler_of, takes_eta, warm_start_of
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def check_space(space: dict[str, RangeSpec | ChoiceSpec | float], task: Training
         name = task.required
         received = f"{space[name]} is not a range" if name in space else "is missing"
         raise ValueError(f"space.{name}: {received}; give low and high, the learning rate is always searched")
-    if not any(isinstance(entry, RangeSpec) for entry in space.values()):
+    searched = not isinstance(task, ReplaySpec)
+    if searched and not any(isinstance(entry, RangeSpec) for entry in space.values()):
         raise ValueError(f"space: nothing is searched; give low and high for some of {', '.join(limits)}")
     for name, entry in space.items():
         if isinstance(entry, ChoiceSpec):

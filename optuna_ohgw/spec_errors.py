@@ -30,6 +30,10 @@ def explain(error: ValidationError, study: type[BaseModel]) -> str:
     tag = {"space": 2, "task": 1}.get(str(first["loc"][0])) if first["loc"] else None
     where = ".".join(" ".join(str(part).split()) for i, part in enumerate(first["loc"]) if i != tag)
     received = shown(first["input"])
+    if first["type"] == "union_tag_invalid":
+        known = [*(name for name in TASKS if name != "own"), "module:Class"]
+        name = first["input"].get("name")
+        return f"{where}.name: got {shown(name)}{nearest(str(name), known)}"
     if first["type"] == "extra_forbidden":
         known = _known_keys(study, first["loc"][:-1])
         return f"{where}: unknown key with value {received}{nearest(str(first['loc'][-1]), known)}"

@@ -257,7 +257,7 @@ def test_a_wrong_table_is_told_before_anything_is_made(study, tmp_path, override
         ("sampler=tpe", "sampler: 'tpe' draws nothing in a replay"),
         ("budget.wall_hours=1", "budget.wall_hours: a replay has a simulated clock"),
         ("space.model={choices: [a, b]}", "space.model: choices are not replayed"),
-        ("task.model=mlp", 'task.model: unknown key with value "mlp"; known: name, data'),
+        ("task.model=mlp", 'task.model: unknown key with value "mlp"; known: epochs, name, data'),
         ("task.epochs=null", "task.epochs: got null; give a whole number"),
         ("task.workers=0", "task.workers: got 0; give a number greater than 0"),
         ("task.name=replays", 'task.name: got "replays"'),

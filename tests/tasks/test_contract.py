@@ -137,7 +137,7 @@ def test_what_fails_is_told_before_anything_is_made(load, old, new, told):
             "task={name: 'nowhere:Line', epochs: 3}",
             "task.name.*module 'nowhere' is neither in|module 'nowhere'",
         ),
-        ("task={name: Line, epochs: 3}", "task: got .*'image', 'pictures', .*'own'|task"),
+        ("task={name: Line, epochs: 3}", r"task\.name: got \"Line\"; known: image, .*, module:Class"),
         ("task.epochs=0", "task.epochs"),
         ("task.slope=2", "task.slope: unknown key"),
         ("space.momentum=0.9", "space.momentum: unknown key"),

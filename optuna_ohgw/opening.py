@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,14 @@ from optuna_ohgw.reading import hide_passwords
 
 S = TypeVar("S", bound=BaseStorage)
 _DRIVERS = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql", "grpc": "grpc"}
+
+
+def _is_told(record: logging.LogRecord) -> bool:
+    """Return whether a message of Optuna's storage is shown; an outage is told in a line of our own."""
+    return "Falling back to a slower alternative" not in record.getMessage()
+
+
+logging.getLogger("optuna.storages._rdb.storage").addFilter(_is_told)
 
 
 def open_storage(url: str, *, create: bool, patience_s: float = 10.0, wait: bool = False) -> BaseStorage:

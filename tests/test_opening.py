@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from pathlib import Path
@@ -25,3 +26,14 @@ def test_a_missing_driver_is_told_with_an_extra_that_there_is(kind, monkeypatch)
     assert str(caught.value).endswith(f"127.0.0.1:1 needs a driver; {extra}")
     assert "secret" not in str(caught.value)
     assert re.search(rf'^{kind} = \["{module}', PROJECT, re.MULTILINE)
+
+
+def test_an_outage_that_optuna_goes_round_is_not_told_twice(caplog) -> None:
+    logger = logging.getLogger("optuna.storages._rdb.storage")
+    logger.addHandler(caplog.handler)
+    try:
+        logger.error("Caught an error from sqlalchemy: x. Falling back to a slower alternative. ")
+        logger.error("something else")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert {record.getMessage() for record in caplog.records} == {"something else"}

@@ -285,7 +285,7 @@ class TestWorker:
         claims = optuna.load_study(study_name="digits/workers", storage=spec.storage_url).get_trials()
         assert [(c.user_attrs["cell"], c.state) for c in claims] == [
             ("asha-baseline/seed-0003", TrialState.FAIL),
-            ("asha-ohgw-1step/seed-0003", TrialState.COMPLETE),
+            ("asha-ohgw-1step/seed-0003", TrialState.PRUNED),
         ]
         assert (
             claims[0]

@@ -151,14 +151,19 @@ class OwnWorkload:
         constants: Mapping[str, float],
     ) -> dict[str, int]:
         """Return what torch counts; 0 for training outside of it."""
+        counted = int(getattr(self.own, "counted_batches", 1))
 
         def batch(psi: Mapping[str, float]) -> None:
-            self.short_run(replace(state, psi=psi), psi, 0, 1)
+            self._take(state)
+            self._at = None
+            with self._drawn(0):
+                self.own.train(dict(psi), state.epoch, 0, counted)
 
         def loss(psi: Mapping[str, float]) -> Any:
             return self.loss(replace(state, psi=psi), 0, horizon)
 
-        return counted_flops(batch, loss, space, settings, constants)
+        found = counted_flops(batch, loss, space, settings, constants)
+        return {**found, "batch": found["batch"] // counted}
 
     def captured_bytes(self) -> int:
         """Return 0."""
@@ -213,6 +218,11 @@ class ShortRunLoss:
     def cost_mbu(self) -> float:
         """Cost of one evaluation."""
         return self.horizon + 1 / 3
+
+    @property
+    def exact_cost_mbu(self) -> float:
+        """Cost of the value, which comes without a gradient."""
+        return self.cost_mbu
 
     def draw(self, position: int) -> ShortRunLoss:
         """Return the same on other mini-batches."""

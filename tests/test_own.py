@@ -124,11 +124,25 @@ def test_trees_are_told_by_differences_and_more_rounds_cost_more() -> None:
     loss = work.loss(replace(work.start(0, 0), psi=psi), 0, 2)
     found = exact(loss, space, space.to_search(psi))
     assert set(found.methods.values()) == {"finite-difference"}
-    assert found.cost_mbu == pytest.approx(1 + 2 * len(space.names) * loss.cost_mbu)
+    assert found.cost_mbu == pytest.approx((1 + 2 * len(space.names)) * loss.cost_mbu)
     assert (
         dict(zip(space.names, found.gradient.tolist(), strict=True))["lr"] < 0
     )  # two trees learn too little
     assert loss.with_horizon(5).cost_mbu == pytest.approx(5 + 1 / 3)
+
+
+def test_flops_of_a_mini_batch_hold_no_evaluation() -> None:
+    work, psi, space = made("uci.yaml")
+    counted = work.flops(work.start(0, 0), space, None, 1, psi)["batch"]
+    sizes = [m.weight.numel() for m in work.own.network.modules() if isinstance(m, torch.nn.Linear)]
+    # 2 a weight and row forward, as much for its own gradient and for its inputs', but for the first.
+    assert counted == 2 * work.own.batch_size * (3 * sum(sizes) - sizes[0])
+
+
+def test_flops_of_a_mini_batch_share_the_roll_out_that_they_are_taken_from() -> None:
+    few, more = (made("cartpole.yaml", f"task.passes={n}") for n in (2, 16))
+    counted = [w.flops(w.start(0, 0), space, None, 1, psi)["batch"] for w, psi, space in (few, more)]
+    assert counted[1] < counted[0] < 2 * counted[1]
 
 
 def test_trees_go_on_from_those_there_are() -> None:

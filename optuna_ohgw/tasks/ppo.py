@@ -155,6 +155,7 @@ class Ppo:
         self.steps, self.rollouts, self.minibatches, self.passes = steps, rollouts, minibatches, passes
         self.hidden, self.episodes = hidden, episodes
         self.batches_per_epoch = rollouts * passes * minibatches
+        self.counted_batches = passes * minibatches  # those that share a roll-out
         self.environments = make_environments(environment, environments, episode_steps)
         self.shape, self.actions = shape_of(self.environments, environment)
         self.recent = deque[float](maxlen=episodes)

@@ -335,7 +335,7 @@ def paired_difference(
     relative: bool = False,
     rng: int | np.random.Generator = RNG,
 ) -> PairedDifference:
-    """Return the Hodges-Lehmann estimate of values minus reference, or of values/reference - 1.
+    """Return the Hodges-Lehmann estimate of values minus reference, or of that over the reference's size.
 
     Args:
         values: One value a seed, shape (seeds,).
@@ -347,7 +347,8 @@ def paired_difference(
     v, r = _finite_pairs(values, reference)
     if relative:
         v, r = v[r != 0], r[r != 0]
-    d = v / r - 1 if relative else v - r
+    # By the size of the reference: -18 is more than -20, not 10% less.
+    d = (v - r) / np.abs(r) if relative else v - r
     return PairedDifference(len(d), location(d, rng), *signed_rank(d))
 
 

@@ -336,6 +336,12 @@ class TestPairedDifference:
         assert (result.pairs, result.p_floor) == (7, 2.0**-6)
         assert result.p == result.p_floor
 
+    @pytest.mark.parametrize("sign", [1, -1])
+    def test_a_negative_reference_keeps_which_way_is_up(self, sign: int) -> None:
+        reference = -np.array([20.0, 18, 16, 10])
+        result = paired_difference(reference + sign * np.array([2, 1.8, 1.6, 1]), reference, relative=True)
+        assert result.estimate.value == pytest.approx(0.1 * sign)
+
     def test_unknown_values_and_zero_references_are_left_out(self) -> None:
         result = paired_difference([1.1, NAN, 3, 2], [1.0, 1, INF, 0], relative=True)
         assert result.pairs == 1

@@ -192,8 +192,8 @@ def run_trial(  # noqa: PLR0915 - one trial, top to bottom
     ``execution.checkpoint_s``; one that is resumed or trained again goes on from it.
 
     The trial's attributes keep its streams, its warm starts, its curve, its FLOPs and peak memory,
-    and why it ended early. An epoch whose training or validation loss is not finite prunes it, and
-    is not reported.
+    and why it ended early. An epoch whose training loss, validation loss or metric is not finite
+    prunes it, and is not reported.
 
     Args:
         trial: A trial of the cell's study.
@@ -261,8 +261,9 @@ def run_trial(  # noqa: PLR0915 - one trial, top to bottom
                     val_loss=evaluation.loss,
                     val_metric=_metric(evaluation),
                 )
-                if not (math.isfinite(train_loss) and math.isfinite(evaluation.loss)):
+                if not _finite(train_loss, evaluation):
                     losses = f"training loss {train_loss:.3g}, validation loss {evaluation.loss:.3g}"
+                    losses += "" if math.isfinite(evaluation.metric) else f", metric {evaluation.metric}"
                     _prune(trial, curve, f"diverged in epoch {number}: {losses}")
                 shown = config_index, number, train_loss, evaluation.metric
                 log.debug("configuration %d epoch %d: training loss %.4f, validation metric %.4f", *shown)
@@ -338,10 +339,14 @@ def train_final(
             val_loss=evaluation.loss,
             val_metric=_metric(evaluation),
         )
-        if not (math.isfinite(train_loss) and math.isfinite(evaluation.loss)):
+        if not _finite(train_loss, evaluation):
             break
         best.offer(state, evaluation)
     return best, curve
+
+
+def _finite(train_loss: float, evaluation: Evaluation) -> bool:
+    return all(map(math.isfinite, (train_loss, evaluation.loss, evaluation.metric)))
 
 
 def _metric(evaluation: Evaluation) -> float:

@@ -326,6 +326,19 @@ class TestDivergence:
         assert trial.user_attrs["curve"]["val_metric"] == [0.25, None]
         assert trial.intermediate_values == {1: 0.25}
 
+    @pytest.mark.parametrize("metric", [math.nan, math.inf])
+    def test_a_metric_that_is_no_number_is_not_the_best(
+        self, tasks: Callable[[StudySpec], ImageTask], monkeypatch: pytest.MonkeyPatch, metric: float
+    ) -> None:
+        spec = spec_of()
+        task = tasks(spec)
+        results = iter([Evaluation(1.5, 0.25), Evaluation(1.4, metric)])
+        monkeypatch.setattr(task, "evaluate", lambda part: next(results))
+        _, trial, _ = one_trial(spec, task)
+        assert trial.user_attrs["reason"].endswith(f"metric {metric}")
+        assert trial.user_attrs["curve"]["val_metric"] == [0.25, None]
+        assert trial.intermediate_values == {1: 0.25}
+
     def test_of_the_final_training_ends_it_and_wins_nothing(
         self, tasks: Callable[[StudySpec], ImageTask], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +75,13 @@ def read_table(data: str) -> tuple[pd.DataFrame, str]:
         if not path.is_file():
             raise UserError(f"task.data: file {data} does not exist; give a .csv or .parquet file")
         try:
-            table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+            table = _read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        except UnicodeDecodeError as error:
+            raise UserError(f"task.data: {data} is not UTF-8 ({_wrong_line(path)}); convert it") from error
+        except pd.errors.ParserWarning as error:
+            raise UserError(
+                f"task.data: {data} has rows of more values than its header; name every column"
+            ) from error
         except (ValueError, OSError) as error:
             raise UserError(
                 f"task.data: {data} cannot be read ({one_line(error)}); give an intact UTF-8 file"
@@ -87,6 +94,23 @@ def read_table(data: str) -> tuple[pd.DataFrame, str]:
         )
     loaded = load_hub(data)
     return pd.concat([loaded[part].to_pandas() for part in loaded], ignore_index=True), data
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        # Else a first column that has no name would be taken for names of the rows, and left out.
+        return pd.read_csv(path, index_col=False)
+
+
+def _wrong_line(path: Path) -> str:
+    raw = path.read_bytes()
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        return f"line {line}"
+    return "some line"
 
 
 def _columns(
@@ -109,6 +133,7 @@ def _columns(
                 f"task.data: {where}, row {row + 1}: column {str(column)!r} has no value "
                 f"({int(wrong.sum())} such rows); fill or drop them"
             )
+        _check_numbers(table[column], where)
     values = table[name]
     if values.dtype.kind == "f" and (values % 1 != 0).any():
         raise UserError(
@@ -118,6 +143,19 @@ def _columns(
     if len(labels) < 2:
         raise UserError(f"task.target: column {name!r} of {where} has one class only, {labels[0]!r}")
     return table.drop(columns=[name]), classes.astype(np.int64), [str(label) for label in labels]
+
+
+def _check_numbers(column: pd.Series, where: str) -> None:
+    """Raise UserError where most values of a column are numbers: one that is none would make all levels."""
+    if column.dtype.kind in "fiub" or not isinstance(column.iloc[0], str | int | float):
+        return
+    numbers = pd.to_numeric(column, errors="coerce").notna().to_numpy()
+    if 0.5 < numbers.mean() < 1:
+        row = int(np.flatnonzero(~numbers)[0])
+        raise UserError(
+            f"task.data: {where}, row {row + 1}: column {str(column.name)!r} has {column.iloc[row]!r} among "
+            f"numbers ({int((~numbers).sum())} such rows); mend them, or spell its levels without numbers"
+        )
 
 
 def _infinite(column: pd.Series) -> Any:

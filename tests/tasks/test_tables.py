@@ -56,6 +56,12 @@ def without(table, row, column):
     return table
 
 
+def typed(table, row, column, value):
+    table = table.astype({column: object})
+    table.loc[row, column] = value
+    return table
+
+
 @pytest.mark.parametrize(
     ("change", "target", "told"),
     [
@@ -64,6 +70,7 @@ def without(table, row, column):
         (lambda t: t.assign(size=np.inf), "kind", r"row 1: column 'size' has no value \(60 such rows\)"),
         (lambda t: without(t, 3, "kind"), "kind", "row 4: column 'kind' has no value"),
         (lambda t: t.assign(kind="a"), "kind", "has one class only, 'a'"),
+        (lambda t: typed(t, 4, "size", "?"), "kind", r"row 5: column 'size' has '\?' among numbers \(1 such"),
         (lambda t: t, "size", "holds fractions, not classes"),
         (lambda t: t.iloc[:0], "kind", "has 0 rows"),
         (lambda t: t[["kind"]], "kind", "1 columns"),
@@ -82,7 +89,8 @@ def test_bad_tables_are_told_in_a_line(table, tmp_path, change, target, told):
     ("name", "content", "told"),
     [
         ("none.csv", None, "does not exist"),
-        ("bad.csv", b"a,b\n\xff\xfe,1\n", "cannot be read .*UTF-8"),
+        ("bad.csv", b"a,b\n1,2\n\xff\xfe,1\n", r"bad.csv is not UTF-8 \(line 3\)"),
+        ("wide.csv", b"a,b\n1,2,x\n3,4,y\n", "rows of more values than its header"),
         ("bad.parquet", b"nothing", "cannot be read"),
     ],
 )

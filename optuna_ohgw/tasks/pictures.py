@@ -28,7 +28,7 @@ _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MARGIN = 256 / 224
 _WARM = 256
 _AHEAD = 2  # mini-batches
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp"}
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 
 
 class Pictures(NetworkTask):
@@ -197,13 +197,13 @@ class _Files:
         self.paths = paths
 
     def __call__(self, number: int) -> Any:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
 
         path = self.paths[number]
         try:
             with Image.open(path) as picture:
                 return picture.convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
+        except Exception as error:  # what a decoder raises on broken bytes differs by format
             raise UserError(
                 f"task.data: {path} is no picture that can be decoded; mend or remove it"
             ) from error
@@ -216,7 +216,12 @@ class _Rows:
         self.rows, self.column = rows, column
 
     def __call__(self, number: int) -> Any:
-        return self.rows[number][self.column].convert("RGB")
+        try:
+            return self.rows[number][self.column].convert("RGB")
+        except Exception as error:
+            raise UserError(
+                f"task.data: row {number + 1}: column {self.column!r} is no picture that can be decoded"
+            ) from error
 
 
 def _source(data: str, image_column: str, label_column: str) -> tuple[Any, tuple[Any, Any], Any]:
@@ -239,8 +244,13 @@ def _source(data: str, image_column: str, label_column: str) -> tuple[Any, tuple
         for column in (image_column, label_column):
             if part not in loaded or column not in loaded[part].column_names:
                 raise UserError(f"task.data: {data} has no part {part!r} with a column {column!r}")
-    labels = tuple(np.array(loaded[part][:][label_column], dtype=np.int64) for part in ("train", held))
+    labels = tuple(_labels(loaded[part], label_column) for part in ("train", held))
     return _Rows(loaded["train"], image_column), (labels[0], labels[1]), _Rows(loaded[held], image_column)
+
+
+def _labels(rows: Any, column: str) -> Any:
+    """Return a column of labels, no picture being decoded for it."""
+    return np.array(rows.select_columns(column)[:][column], dtype=np.int64)
 
 
 def _folder(folder: Path, classes: list[str] | None) -> tuple[list[tuple[Path, int]], list[str]]:
@@ -250,12 +260,16 @@ def _folder(folder: Path, classes: list[str] | None) -> tuple[list[tuple[Path, i
     classes = found if classes is None else classes
     if unknown := sorted(set(found) - set(classes)):
         raise UserError(f"task.data: {folder} has the class {unknown[0]!r}, which train has not")
-    files = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in _SUFFIXES
-    ]
+    files = []
+    for label, name in enumerate(classes):
+        own = [p for p in sorted((folder / name).rglob("*")) if p.is_file() and not p.name.startswith(".")]
+        if other := [path for path in own if path.suffix.lower() not in _SUFFIXES]:
+            raise UserError(
+                f"task.data: {other[0]} is no picture ({', '.join(sorted(_SUFFIXES))}); remove it"
+            )
+        if not own and name in found:
+            raise UserError(f"task.data: {folder / name} is a class without a picture; fill or remove it")
+        files += [(path, label) for path in own]
     if len(classes) < 2 or not files:
         raise UserError(
             f"task.data: {folder} has {len(classes)} classes and {len(files)} pictures; give CLASS/*.jpg"

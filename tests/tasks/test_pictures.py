@@ -57,6 +57,8 @@ def test_it_learns_what_is_easy(folder):
     [
         (lambda f: (f / "train" / "n01" / "3.jpg").write_bytes(b"nothing"), "train/n01/3.jpg is no picture"),
         (lambda f: (f / "val" / "n03").mkdir(), "has the class 'n03', which train has not"),
+        (lambda f: (f / "train" / "n03").mkdir(), "train/n03 is a class without a picture"),
+        (lambda f: (f / "train" / "n01" / "a.txt").touch(), "train/n01/a.txt is no picture"),
     ],
 )
 def test_bad_pictures_are_told_with_the_file(folder, break_it, told):
@@ -69,6 +71,36 @@ def test_bad_pictures_are_told_with_the_file(folder, break_it, told):
 
     with pytest.raises(UserError, match=told):
         read()
+
+
+class Rows:
+    """A part of the hub whose pictures must not be decoded to know their labels."""
+
+    column_names = ("image", "label")
+
+    def select_columns(self, column):
+        return Columns(column)
+
+    def __getitem__(self, number):
+        assert number == 3, "all pictures were decoded"
+        return {"image": None}
+
+
+class Columns:
+    def __init__(self, column):
+        assert column == "label"
+
+    def __getitem__(self, every):
+        return {"label": [0, 1] * 20}
+
+
+def test_labels_of_the_hub_are_read_without_its_pictures(monkeypatch):
+    rows = Rows()
+    monkeypatch.setattr("optuna_ohgw.tasks.pictures.load_hub", lambda data: {"train": rows, "test": rows})
+    own = task("some/one")
+    assert own.classes == 2
+    with pytest.raises(UserError, match="row 4: column 'image' is no picture"):
+        own.parts["test"].read(3)
 
 
 @pytest.mark.parametrize("data", ["nowhere", "./nowhere", "a/b/c"])

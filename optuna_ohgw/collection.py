@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from optuna_ohgw.spec import StudySpec
 
 COMMANDS = ("run", "status", "report", "doctor")
-_KEYS = ("name", "studies", "set")
+_KEYS = ("name", "studies", "set", "smoke")
 _MARK = re.compile(r"^studies\s*:", re.MULTILINE)
 _CALL = "from optuna_ohgw.cli import main; main()"
 
@@ -56,7 +56,8 @@ def read_members(path: Path, given: Sequence[str], *, smoke: bool) -> list[Membe
     """Return the studies of a collection, each read and found valid.
 
     Args:
-        path: A file with ``name``, ``studies`` (files beside it) and ``set`` (``dotted.key=value`` pairs).
+        path: A file with ``name``, ``studies`` (files beside it), ``set`` (``dotted.key=value`` pairs) and
+            ``smoke`` (further pairs, for the light forms alone).
         given: Further pairs, of the command line; an ``output`` is a folder for all of them.
         smoke: Whether their light forms are meant.
 
@@ -71,8 +72,9 @@ def read_members(path: Path, given: Sequence[str], *, smoke: bool) -> list[Membe
         if key not in _KEYS:
             raise UserError(f"{path}: {key}: unknown key with value {shown(value)}{nearest(key, _KEYS)}")
     files, shared = _texts(path, data, "studies"), _texts(path, data, "set", needed=False)
+    light = _texts(path, data, "smoke", needed=False)
     output, pairs = None, list[str]()
-    for pair in (*shared, *given):
+    for pair in (*shared, *(light if smoke else ()), *given):
         own = read_override(pair)
         if set(own) == {"output"}:
             output = str(own["output"])

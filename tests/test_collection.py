@@ -32,6 +32,12 @@ def test_an_output_is_a_folder_for_all(smoke: bool) -> None:
 
 
 @pytest.mark.parametrize(
+def test_the_light_form_is_one_seed_and_a_pilot_on_each_task() -> None:
+    members = collection.read_members(TRANSFER, [], smoke=True)
+    assert {(m.spec.seeds, m.spec.pilot_seeds) for m in members} == {((0,), (1000,))}
+    assert {m.spec.warm_start.eta_h for m in members} == {1e-3}
+
+
     ("arguments", "position"),
     [
         (["run", str(TRANSFER), "--smoke"], 1),

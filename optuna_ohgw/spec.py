@@ -204,6 +204,8 @@ def load_spec(
         UserError: In one line, naming file, field, value and remedy.
     """
     data = read_file(path)
+    if isinstance(data.get("studies"), list):
+        raise UserError(f"{path}: names several studies; give one of them, {shown(data['studies'])}")
     light = data.pop("smoke", None) or {}
     if isinstance(data.get("beside"), list):
         data["beside"] = [str(path.parent / b) if isinstance(b, str) else b for b in data["beside"]]

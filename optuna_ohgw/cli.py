@@ -416,6 +416,8 @@ def main() -> None:
     except RuntimeError as error:
         _say(error)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:  # between the studies of a collection; within one the command tells of it
+        raise SystemExit(130) from None
 
 
 def _collection() -> None:

@@ -22,6 +22,8 @@ COMMANDS = ("run", "status", "report", "doctor")
 _KEYS = ("name", "studies", "set", "smoke")
 _MARK = re.compile(r"^studies\s*:", re.MULTILINE)
 _CALL = "from optuna_ohgw.cli import main; main()"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_STOPPED = [128 + number for number in _SIGNALS]
 
 
 @dataclass(frozen=True)
@@ -38,18 +40,16 @@ def position_of(arguments: Sequence[str]) -> int | None:
     if not arguments or arguments[0] not in COMMANDS:
         return None
     for i, argument in enumerate(arguments[1:], start=1):
-        path = Path(argument)
-        if (
-            path.suffix in (".yaml", ".yml")
-            and path.is_file()
-            and _MARK.search(path.read_text(errors="replace"))
-        ):
+        if Path(argument).suffix in (".yaml", ".yml") and _names_studies(Path(argument)):
             return i
     return None
 
 
 def _names_studies(path: Path) -> bool:
-    return path.is_file() and _MARK.search(path.read_text(errors="replace")) is not None
+    try:
+        return path.is_file() and _MARK.search(path.read_text(errors="replace")) is not None
+    except OSError:
+        return False  # what reads it says so
 
 
 def read_members(path: Path, given: Sequence[str], *, smoke: bool) -> list[Member]:
@@ -99,9 +99,9 @@ def read_members(path: Path, given: Sequence[str], *, smoke: bool) -> list[Membe
 def call_each(members: Sequence[Member], arguments: Sequence[str], position: int) -> int:
     """Call the command for every member, go on if one fails, and return the first exit status that is not 0.
 
-    Ctrl-C and SIGTERM end the present one, as they end a run, and begin no other.
+    Ctrl-C and SIGTERM end the present one, as they end a run, and begin no other; the status tells of them.
     """
-    status = 0
+    status, failed = 0, list[str]()
     for member in members:
         others = [argument for i, argument in enumerate(arguments) if i not in (0, position)]
         own = [arguments[0], str(member.path), *_without_sets(others)]
@@ -111,21 +111,37 @@ def call_each(members: Sequence[Member], arguments: Sequence[str], position: int
             sys.stdout.write(f"\n$ optuna-ohgw {shlex.join(own)}\n")
             sys.stdout.flush()
         done = _called(own)
+        if done in _STOPPED:
+            return done
         status = status or done
-        if done > 128:
-            break
+        failed += [member.spec.name] if done else []
+    if failed and arguments[0] == "run" and len(members) > 1:
+        what = f"{', '.join(failed)} did not end well ({len(failed)} of {len(members)} studies)"
+        sys.stderr.write(f"not compared: {what}; mend it and run the same command again\n")
     return status
 
 
 def _called(arguments: Sequence[str]) -> int:
-    child = subprocess.Popen([sys.executable, "-c", _CALL, *arguments])
-    before = signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number))
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to both
+    came = list[int]()
+    child: subprocess.Popen[bytes] | None = None
+
+    def hear(number: int, _: Any) -> None:
+        came.append(number)
+        if child is not None and number == signal.SIGTERM:  # Ctrl-C the terminal sends to both
+            child.send_signal(number)
+
+    before = {number: signal.signal(number, hear) for number in _SIGNALS}
     try:
-        return child.wait()
+        child = subprocess.Popen([sys.executable, "-c", _CALL, *arguments])
+        if came:  # before it was there to hear
+            child.send_signal(came[0])
+        status = child.wait()
     finally:
-        signal.signal(signal.SIGTERM, before)
-        signal.signal(signal.SIGINT, interrupt)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        return 128 + came[0]
+    return 128 - status if status < 0 else status
 
 
 def values_of(arguments: Sequence[str], option: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,13 +32,13 @@ def test_an_output_is_a_folder_for_all(smoke: bool) -> None:
     assert {m.spec.seeds for m in members} == {(0, 1)}
 
 
-@pytest.mark.parametrize(
 def test_the_light_form_is_one_seed_and_a_pilot_on_each_task() -> None:
     members = collection.read_members(TRANSFER, [], smoke=True)
     assert {(m.spec.seeds, m.spec.pilot_seeds) for m in members} == {((0,), (1000,))}
     assert {m.spec.warm_start.eta_h for m in members} == {1e-3}
 
 
+@pytest.mark.parametrize(
     ("arguments", "position"),
     [
         (["run", str(TRANSFER), "--smoke"], 1),
@@ -77,10 +78,20 @@ def test_bad_collections_are_refused_in_a_line(tmp_path: Path, text: str, told: 
 
 @pytest.mark.parametrize(
     ("statuses", "status", "called"),
-    [([0] * 5, 0, 5), ([0, 1, 0, 2, 0], 1, 5), ([0, 130, 0, 0, 0], 130, 2)],
+    [
+        ([0] * 5, 0, 5),
+        ([0, 1, 0, 2, 0], 1, 5),
+        ([0, 137, 0, 0, 0], 137, 5),  # killed for memory
+        ([0, 130, 0, 0, 0], 130, 2),
+        ([2, 143, 0, 0, 0], 143, 2),
+    ],
 )
 def test_one_that_fails_does_not_stop_the_others_but_ctrl_c_does(
-    monkeypatch: pytest.MonkeyPatch, statuses: list[int], status: int, called: int
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    statuses: list[int],
+    status: int,
+    called: int,
 ) -> None:
     calls: list[list[str]] = []
 
@@ -106,6 +117,64 @@ def test_one_that_fails_does_not_stop_the_others_but_ctrl_c_does(
         assert "seeds=3" in call
         assert call.index("seeds=3") > call.index("seeds=8")  # what was typed last wins
     assert len(compared) == (status == 0)
+    told = capsys.readouterr().err
+    failed = [f"{Path(name).stem}-smoke" for name, s in zip(names, statuses, strict=False) if s]
+    lines = [] if status in (0, 130, 143) else [f"not compared: {', '.join(failed)} did not end well"]
+    assert [line.partition(" (")[0] for line in told.splitlines()] == lines
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("raise SystemExit(3)", 3),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 137),
+        ("import os, signal; os.kill(os.getppid(), signal.SIGINT)", 130),  # it ends as if nothing were
+        ("import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)", 143),  # told
+    ],
+)
+def test_status_of_a_call_tells_what_ended_it(
+    monkeypatch: pytest.MonkeyPatch, code: str, status: int
+) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setattr(collection, "_CALL", code)
+    assert collection._called([]) == status
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_ctrl_c_between_studies_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(collection, "read_members", interrupted)
+    monkeypatch.setattr(sys, "argv", ["optuna-ohgw", "run", str(TRANSFER)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+
+
+def test_a_bad_collection_is_status_2_a_line_and_nothing_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("all.yaml").write_text(f"studies: [{STUDIES / 'digits.yaml'}, nowhere.yaml]\n")
+    monkeypatch.setattr(sys, "argv", ["optuna-ohgw", "run", "all.yaml"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    told = capsys.readouterr()
+    assert (ended.value.code, told.out, told.err.count("\n")) == (2, "", 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["all.yaml"]
+
+
+@pytest.mark.parametrize("name", ["compare", "dashboard", "replay"])
+def test_commands_on_one_study_say_which_to_give(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    others = [str(STUDIES / "uci.yaml")] if name == "compare" else []
+    monkeypatch.setattr(sys, "argv", ["optuna-ohgw", name, str(TRANSFER), *others])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert 'transfer.yaml: names several studies; give one of them, ["digits.yaml"' in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -32,7 +32,10 @@ def explain(error: ValidationError, study: type[BaseModel]) -> str:
     received = shown(first["input"])
     if first["type"] == "union_tag_invalid":
         known = [*(name for name in TASKS if name != "own"), "module:Class"]
-        name = first["input"].get("name")
+        given = first["input"]
+        if not isinstance(given, dict):
+            return f"{where}: got {received}; give a mapping"
+        name = given.get("name")
         return f"{where}.name: got {shown(name)}{nearest(str(name), known)}"
     if first["type"] == "extra_forbidden":
         known = _known_keys(study, first["loc"][:-1])

@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from optuna_ohgw.run_study import as_typed, existing, look_further, report_at_the_end, train
+
 if TYPE_CHECKING:
-    from optuna.storages import BaseStorage
     from rich.console import Console
 
+    from optuna_ohgw.collection import Member
     from optuna_ohgw.evidence import Evidence
     from optuna_ohgw.spec import StudySpec
     from optuna_ohgw.status import Status
@@ -79,65 +81,13 @@ def run(
     if is_finished(spec):
         console.print(f"{spec.name} is finished; nothing was left to do")
         if spec.tracking is None and has_report(spec, folder):  # else what is not sent yet is
-            _look(spec, _again(study, overrides, smoke, url), console)
+            look_further(spec, as_typed(study, overrides, smoke, url), console)
             return
     else:
         crew = workers, trials_per_device, engine, address
-        _run(spec, console, crew, logging.DEBUG if verbose else logging.INFO)
-    _report_at_the_end(spec, study, smoke, console)
-    _look(spec, _again(study, overrides, smoke, url), console)
-
-
-def _run(spec: StudySpec, console: Console, crew: tuple[Any, ...], level: int) -> None:
-    from optuna_ohgw import processes
-
-    if crew[2] != "ray":
-        processes.prepare()  # before the imports of this process, which take as long
-    with processes.uncollected():
-        from optuna_ohgw import runner, tracking
-        from optuna_ohgw.fleet import Crew
-
-    tracking.check_tracking(spec)
-    try:
-        runner.run(spec, console, level, Crew(*crew))
-    except runner.Stopped as stopped:
-        sys.stderr.write("stopped; run the same command to continue\n")
-        raise typer.Exit(128 + stopped.number) from None
-
-
-def _report_at_the_end(spec: StudySpec, study: Path, smoke: bool, console: Console) -> None:
-    from optuna_ohgw.processes import uncollected
-
-    with uncollected():
-        from filelock import FileLock
-
-        from optuna_ohgw import tracking
-        from optuna_ohgw.cells import cells_of
-        from optuna_ohgw.report import report_study
-        from optuna_ohgw.show import print_summary
-
-    storage = _existing(spec)
-    with FileLock(spec.folder / ".report.lock"):  # two runs that share a study end at the same time
-        page, files = report_study(storage, spec, study, smoke=smoke)
-    if spec.tracking is not None:
-        for cell in cells_of(spec):
-            tracking.send_cell(storage, spec, cell)
-        tracking.send_report(spec, files[0].parent)
-    print_summary(page, console)
-
-
-def _look(spec: StudySpec, again: str, console: Console) -> None:
-    from optuna_ohgw.show import print_lines
-
-    look = (
-        "",
-        "Look further:",
-        f"  {spec.folder / 'report' / 'report.html'}",
-        f"  optuna-ohgw dashboard {again}",
-        f"  optuna-ohgw status {again} --check-pairing",
-        f"  {spec.folder}/VARIATION/seed-NNNN: best weights, learning curve, spec and logs",
-    )
-    print_lines(look, console)
+        train(spec, console, crew, logging.DEBUG if verbose else logging.INFO)
+    report_at_the_end(spec, study, smoke, console)
+    look_further(spec, as_typed(study, overrides, smoke, url), console)
 
 
 @app.command()
@@ -160,7 +110,7 @@ def status(
     from optuna_ohgw.status import read_status
 
     spec = _load(study, overrides, smoke, url)
-    storage, console, pulse = _existing(spec), _console(), Pulse()
+    storage, console, pulse = existing(spec), _console(), Pulse()
 
     def read() -> Status:
         return read_status(storage, spec, pulse)
@@ -195,7 +145,7 @@ def report(
     from optuna_ohgw.show import print_lines, print_summary
 
     spec, console = _load(study, overrides, smoke, url), _console()
-    page, files = report_study(_existing(spec), spec, study, smoke=smoke, pdf=pdf)
+    page, files = report_study(existing(spec), spec, study, smoke=smoke, pdf=pdf)
     print_summary(page, console)
     print_lines(["", *map(str, files)], console)
 
@@ -214,7 +164,7 @@ def dashboard(
     from optuna_ohgw.show import print_lines
 
     spec, console = _load(study, overrides, smoke, url), _console()
-    storage = _existing(spec)
+    storage = existing(spec)
     boards.check_port(port)
 
     def attach() -> None:
@@ -267,7 +217,7 @@ def explain(
     from optuna_ohgw.why import why
 
     spec = _load(study, overrides, smoke, url)
-    storage = _existing(spec)
+    storage = existing(spec)
     known = {c.label: c for c in cells_of(spec)}
     cell = cell if cell in known else f"{spec.scheduler.name}-{cell}"
     if cell not in known:
@@ -399,13 +349,15 @@ def bench(
 
 def main() -> None:
     """Run the command; a user's mistake is one line and exit status 2."""
+    from optuna_ohgw import collection
     from optuna_ohgw.errors import StorageLost, UserError
 
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, in bench, reports its own steps
     try:
-        _collection()
+        if (called := collection.call(sys.argv[1:], _compare)) is not None:
+            raise SystemExit(called)
         app()
     except UserError as error:
         _say(error)
@@ -420,25 +372,11 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
-def _collection() -> None:
-    """Call the command for each study where a file that names several is given; else do nothing."""
-    from optuna_ohgw import collection
+def _compare(members: Sequence[Member], smoke: bool, url: str | None, quiet: bool) -> None:
+    from optuna_ohgw.show import print_comparison
 
-    arguments = sys.argv[1:]
-    position = collection.position_of(arguments)
-    if position is None or "--help" in arguments:
-        return
-    path, smoke = Path(arguments[position]), "--smoke" in arguments
-    members = collection.read_members(path, collection.values_of(arguments, "--set"), smoke=smoke)
-    status = collection.call_each(members, arguments, position)
-    if status == 0 and arguments[0] == "run" and len(members) > 1:
-        from optuna_ohgw.show import print_comparison
-
-        given = collection.values_of(arguments, "--storage")
-        url = given[-1] if given else os.environ.get("OPTUNA_OHGW_STORAGE")
-        console = _console(quiet=bool({"--quiet", "-q"} & set(arguments)))
-        print_comparison([_evidence(m.path, list(m.overrides), smoke, url) for m in members], console)
-    raise SystemExit(status)
+    evidence = [_evidence(m.path, list(m.overrides), smoke, url) for m in members]
+    print_comparison(evidence, _console(quiet=quiet))
 
 
 def _say(error: Exception) -> None:
@@ -460,30 +398,10 @@ def _evidence(study: Path, overrides: list[str] | None, smoke: bool, url: str | 
     from optuna_ohgw.report import open_page
 
     spec = _load(study, overrides, smoke, url)
-    return open_page(_existing(spec), spec, study, smoke=smoke).evidence
-
-
-def _existing(spec: StudySpec) -> BaseStorage:
-    from optuna_ohgw.cells import check_cells
-    from optuna_ohgw.errors import UserError
-    from optuna_ohgw.opening import open_storage
-
-    storage = open_storage(spec.storage_url, create=False)
-    if not check_cells(storage, spec):
-        raise UserError(
-            f"storage: {spec.storage_url} holds no cell of {spec.name!r}; start it with 'optuna-ohgw run'"
-        )
-    return storage
+    return open_page(existing(spec), spec, study, smoke=smoke).evidence
 
 
 def _console(*, quiet: bool = False) -> Console:
     from rich.console import Console
 
     return Console(quiet=quiet, width=None if sys.stdout.isatty() else 100)
-
-
-def _again(study: Path, overrides: list[str] | None, smoke: bool, url: str | None) -> str:
-    settings = [part for pair in overrides or () for part in ("--set", pair)]
-    if url is not None and url != os.environ.get("OPTUNA_OHGW_STORAGE"):
-        settings += ["--storage", url]
-    return shlex.join([str(study), *settings, *(["--smoke"] if smoke else [])])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +95,27 @@ def read_members(path: Path, given: Sequence[str], *, smoke: bool) -> list[Membe
     if len(set(names)) < len(names):
         raise UserError(f"{path}: studies: {', '.join(names)} has one twice; name each once")
     return members
+
+
+def call(arguments: list[str], compare: Callable[[list[Member], bool, str | None, bool], None]) -> int | None:
+    """Call a command for each study where a collection is given; return the exit status, None without one.
+
+    Args:
+        arguments: Of the command line.
+        compare: Called after a ``run`` in which nothing failed, with the members, whether their light
+            forms are meant, the storage's URL and whether to be quiet.
+    """
+    position = position_of(arguments)
+    if position is None or "--help" in arguments:
+        return None
+    path, smoke = Path(arguments[position]), "--smoke" in arguments
+    members = read_members(path, values_of(arguments, "--set"), smoke=smoke)
+    status = call_each(members, arguments, position)
+    if status == 0 and arguments[0] == "run" and len(members) > 1:
+        given = values_of(arguments, "--storage")
+        url = given[-1] if given else os.environ.get("OPTUNA_OHGW_STORAGE")
+        compare(members, smoke, url, bool({"--quiet", "-q"} & set(arguments)))
+    return status
 
 
 def call_each(members: Sequence[Member], arguments: Sequence[str], position: int) -> int:

@@ -182,7 +182,7 @@ def serve(
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            pass
+            pass  # how a user ends it
         finally:
             ended.set()
 

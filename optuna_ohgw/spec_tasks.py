@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -64,9 +65,9 @@ class TrainingSpec(Spec):
         return None
 
     @property
+    @abstractmethod
     def summary(self) -> str:
         """What is trained, in words."""
-        raise NotImplementedError
 
 
 class AugmentationSpec(Spec):

@@ -103,6 +103,18 @@ def slots_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Te
     return slots
 
 
+def load_slots(optimizer: torch.optim.Optimizer, model: nn.Module, slots: Slots) -> None:
+    """Give an optimiser of a model's parameters what :func:`slots_of` returned, on their device.
+
+    The step count stays where it is, as torch keeps it.
+    """
+    for slot, named in slots.items():
+        for name, weight in model.named_parameters():
+            if name in named:
+                kept = named[name]
+                optimizer.state[weight][slot] = kept if slot == "step" else kept.to(weight.device)
+
+
 UPDATES: dict[str, UpdateRule] = {
     "sgd": SGD(),
     "nesterov": SGD(nesterov=True),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import gc
 import logging
-import shutil
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -17,22 +15,19 @@ from typing import Any
 import optuna
 import torch
 from filelock import FileLock
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_ohgw.cell_study import ask, load_cell
 from optuna_ohgw.cells import Cell, Ledger, create_cell, revive
 from optuna_ohgw.checkpoint import CheckpointStore
 from optuna_ohgw.claims import BEAT_S, Claims
+from optuna_ohgw.ending import best_trial, drop_checkpoints, keep_best, raise_if_failed, train_to_the_end
 from optuna_ohgw.errors import CellFailed, StorageLost
 from optuna_ohgw.history import (
     CONFIG_INDEX,
     FINAL,
     INTERRUPTED,
-    RECORD,
     WORKER,
-    checkpoint_bytes,
-    is_interrupted,
 )
 from optuna_ohgw.opening import for_trials, open_storage, shown_url
 from optuna_ohgw.patience import Patience
@@ -40,7 +35,7 @@ from optuna_ohgw.replay_cell import replay_cell, replayed
 from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.surroundings import worker_record
 from optuna_ohgw.training import Interrupted
-from optuna_ohgw.trial import Best, Curve, run_trial, structure_of, train_final
+from optuna_ohgw.trial import run_trial, structure_of
 from optuna_ohgw.workload import Workload
 from optuna_ohgw.workloads import workload
 
@@ -222,16 +217,17 @@ def finish(cell: Cell) -> bool:
         return True
     best = best_trial(study)
     if best is None:
-        _raise_if_failed(study, cell, folder)
+        raise_if_failed(study, cell, folder)
     elif spec.replays:
         study.set_user_attr(FINAL, replayed(study, best))
         return True
-    _drop_checkpoints(study, cell, folder)
+    drop_checkpoints(study, cell, folder)
     if best is None:
         study.set_user_attr(FINAL, dict.fromkeys(("trial", "val_metric", "test_metric", "test_loss")))
         return True
     try:
-        study.set_user_attr(FINAL, _final(study, best, cell, folder))
+        work = _workload(cell, structure_of(best, spec))
+        study.set_user_attr(FINAL, train_to_the_end(best, spec, cell, work, context.stops))
     except Interrupted:
         log.info("%s: interrupted in its final training", cell.label)
         return False
@@ -261,24 +257,6 @@ def _begin_anew(database: optuna.storages.BaseStorage, spec: StudySpec, cell: Ce
         create_cell(database, spec, cell, environment)
 
 
-def _raise_if_failed(study: optuna.Study, cell: Cell, folder: Path) -> None:
-    trials = study.get_trials(deepcopy=False)
-    failed = [t for t in trials if t.state == TrialState.FAIL and not is_interrupted(t)]
-    if failed:
-        last = f"the last failed with {failed[-1].user_attrs.get('reason')}"
-        raise CellFailed(f"no trial of {cell.label} gave a value, {last}; see {folder}")
-    if not any(t.state == TrialState.PRUNED for t in trials):
-        raise CellFailed(f"no trial of {cell.label} was trained within its budget; give it more")
-
-
-def best_trial(study: optuna.Study) -> FrozenTrial | None:
-    """Return the trial with the best validation value at any epoch, pruned ones included."""
-    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    scored = [t for t in ended if t.intermediate_values]
-    sign = 1 if study.direction == StudyDirection.MAXIMIZE else -1
-    return max(scored, key=lambda t: max(sign * v for v in t.intermediate_values.values()), default=None)
-
-
 def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path, ledger: Ledger) -> bool:
     context = _ready()
     spec, index = context.spec, int(trial.user_attrs[CONFIG_INDEX])
@@ -296,7 +274,8 @@ def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path, led
             store=_checkpoints(folder),
         )
         state, value = TrialState.COMPLETE, best.value
-        _keep(best, study, trial.number, folder, next(iter(_workloads.values())).suffix)
+        work = _workload(cell, structure_of(study.get_trials(deepcopy=False)[trial.number], spec))
+        keep_best(best, study, trial.number, folder, work.suffix)
     except optuna.TrialPruned:
         state = TrialState.PRUNED
     except Interrupted:
@@ -322,72 +301,6 @@ def _next(study: optuna.Study, ledger: Ledger, folder: Path) -> optuna.Trial | N
 def _checkpoints(folder: Path) -> CheckpointStore:
     """Return the store of a cell's checkpoints."""
     return CheckpointStore(folder / "checkpoints")
-
-
-def _drop_checkpoints(study: optuna.Study, cell: Cell, folder: Path) -> None:
-    """Delete the checkpoints of trials that are paused for good, and record what they took."""
-    path = folder / "checkpoints"
-    if path.exists():
-        study.set_user_attr("checkpoint_bytes", size := checkpoint_bytes(study))
-        log.info("%s: %.1f MB of checkpoints deleted", cell.label, size / 1e6)
-        shutil.rmtree(path)
-
-
-def _keep(best: Best, study: optuna.Study, number: int, folder: Path, suffix: str) -> None:
-    """Keep a completed trial's best weights while no other is better, for the end of the cell."""
-    assert best.state is not None
-    assert best.value is not None
-    top = best_trial(study)
-    if top is not None:
-        other = max(best.sign * v for v in top.intermediate_values.values())
-        if (other, -top.number) > (best.sign * best.value, -number):
-            return
-    name = f"trial-{number}{suffix}"
-    best.state.save(folder / name)
-    for path in folder.glob(f"trial-*{suffix}"):
-        if path.name != name:
-            path.unlink(missing_ok=True)
-
-
-def _final(study: optuna.Study, trial: FrozenTrial, cell: Cell, folder: Path) -> dict[str, Any]:
-    context = _ready()
-    work, index = _workload(cell, structure_of(trial, context.spec)), int(trial.user_attrs[CONFIG_INDEX])
-    kept = folder / f"trial-{trial.number}{work.suffix}"
-    curve = Curve(trial.user_attrs["curve"])
-    best = Best(sign=context.spec.metric.sign)
-    retrained = not (trial.state == TrialState.COMPLETE and kept.exists())
-    if retrained:
-        trained = [record["trained"] for record in trial.user_attrs[RECORD]]
-        log.info("%s: training configuration %d to the end", cell.label, index)
-        stop = context.stops
-        best, curve = train_final(context.spec, work, trained, seed=cell.seed, config_index=index, stop=stop)
-    else:
-        best.state = work.read(kept)
-        best.value = context.spec.metric.best(trial.intermediate_values.values())
-    assert best.state is not None
-    test = work.evaluate(best.state, "test")
-    best.state.export(folder / f"best{work.suffix}")
-    for path in folder.glob(f"trial-*{work.suffix}"):
-        path.unlink(missing_ok=True)
-    with (folder / "curve.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("epoch", *curve.columns))
-        rows = zip(*curve.columns.values(), strict=True)
-        writer.writerows((epoch, *row) for epoch, row in enumerate(rows, start=1))
-    log.info("%s: test %s %.4f", cell.label, context.spec.metric.name, test.metric)
-    return {
-        "trial": trial.number,
-        "config_index": index,
-        "psi": dict(best.state.psi),
-        "best_epoch": best.state.epoch,
-        "val_metric": best.value,
-        "test_metric": test.metric,
-        "test_loss": test.loss,
-        "retrained": retrained,
-        "seconds": sum(sum(filter(None, curve.columns[c])) for c in ("train_s", "eval_s"))
-        if retrained
-        else 0.0,
-    }
 
 
 def _database(spec: StudySpec) -> optuna.storages.BaseStorage:

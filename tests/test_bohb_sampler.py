@@ -31,15 +31,15 @@ class Suite:
 
 
 class TestBohbSamplerPassesOptunasBasicSuite(Suite, BasicSamplerTestCase):
-    pass
+    pass  # Optuna's own tests
 
 
 class TestBohbSamplerPassesOptunasRelativeSuite(Suite, RelativeSamplerTestCase):
-    pass
+    pass  # Optuna's own tests
 
 
 class TestBohbSamplerPassesOptunasSingleOnlySuite(Suite, SingleOnlySamplerTestCase):
-    pass
+    pass  # Optuna's own tests
 
 
 def test_it_is_exported():

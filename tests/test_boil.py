@@ -14,7 +14,7 @@ from optuna_ohgw.schedulers import curve_scores
 from optuna_ohgw.simulation import simulate
 
 if importlib.util.find_spec("gpytorch") is None or importlib.util.find_spec("botorch") is None:
-    pytest.skip("GPyTorch and BoTorch are not installed", allow_module_level=True)
+    pytest.skip("GPyTorch and BoTorch are not installed", allow_module_level=True)  # an extra
 
 from optuna_ohgw.schedulers import curve_gp
 from optuna_ohgw.schedulers.boil import Boil

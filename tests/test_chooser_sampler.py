@@ -53,27 +53,27 @@ class BoilSuite:
 
 
 class TestDyhpoSamplerPassesOptunasBasicSuite(DyhpoSuite, BasicSamplerTestCase):
-    pass
+    pass  # Optuna's own tests
 
 
 class TestDyhpoSamplerPassesOptunasRelativeSuite(DyhpoSuite, RelativeSamplerTestCase):
-    pass
+    pass  # Optuna's own tests
 
 
 class TestDyhpoSamplerPassesOptunasSingleOnlySuite(DyhpoSuite, SingleOnlySamplerTestCase):
-    pass
+    pass  # Optuna's own tests
 
 
 class TestBoilSamplerPassesOptunasBasicSuite(BoilSuite, BasicSamplerTestCase):
-    pass
+    pass  # Optuna's own tests
 
 
 class TestBoilSamplerPassesOptunasRelativeSuite(BoilSuite, RelativeSamplerTestCase):
-    pass
+    pass  # Optuna's own tests
 
 
 class TestBoilSamplerPassesOptunasSingleOnlySuite(BoilSuite, SingleOnlySamplerTestCase):
-    pass
+    pass  # Optuna's own tests
 
 
 def objective(trial, sign=1):

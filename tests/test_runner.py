@@ -330,6 +330,7 @@ class TestWorker:
         assert len(study.get_trials()) == count
 
     def test_of_equal_accuracies_the_first_trial_is_kept(self, spec: StudySpec, tmp_path: Path) -> None:
+        from optuna_ohgw import ending
         from optuna_ohgw.training import TrainState
         from optuna_ohgw.trial import Best
 
@@ -338,9 +339,9 @@ class TestWorker:
         for value in (0.5, 0.7, 0.7, 0.6):
             trial = study.ask()
             trial.report(value, 1)
-            worker._keep(Best(state, value), study, trial.number, tmp_path, ".safetensors")
+            ending.keep_best(Best(state, value), study, trial.number, tmp_path, ".safetensors")
             study.tell(trial, value)
-        assert worker.best_trial(study).number == 1
+        assert ending.best_trial(study).number == 1
         assert [p.name for p in tmp_path.glob("trial-*")] == ["trial-1.safetensors"]
 
     def test_the_final_training_is_skipped_where_the_weights_were_kept(self, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from optuna_ohgw.lookahead import DROPOUTS, LookaheadLoss, lookahead_loss
-from optuna_ohgw.updates import Psi, slots_of
+from optuna_ohgw.updates import Psi, load_slots, slots_of
 
 Batches = Callable[[int], tuple[Tensor, Tensor]]
 
@@ -38,7 +39,7 @@ class WarmUpCosine:
         return rise.clamp(max=1.0) * fall
 
 
-class NetworkTask:
+class NetworkTask(ABC):
     """A network behind the contract of ``tasks.contract``; a subclass gives network, batches, evaluation.
 
     The loss is the cross-entropy, label-smoothed in training.
@@ -56,17 +57,17 @@ class NetworkTask:
     def __init__(self, optimizer: str, device: torch.device, epochs: int) -> None:
         self.optimizer_name, self.device, self.epochs = optimizer, device, epochs
 
+    @abstractmethod
     def make_network(self) -> nn.Module:
         """Return a network with initial weights, drawn from torch's generator."""
-        raise NotImplementedError
 
+    @abstractmethod
     def epoch_batches(self, seed: int) -> Batches:
         """Return position ↦ mini-batch of an epoch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def warm_batches(self, seed: int) -> Batches:
         """Return position ↦ training mini-batch for the warm start."""
-        raise NotImplementedError
 
     def build(self, seed: int) -> None:
         """Begin with new weights."""
@@ -113,11 +114,7 @@ class NetworkTask:
         """Take over weights, buffers and what the optimiser keeps."""
         self.network.load_state_dict(state["network"])
         self.optimizer = self._optimizer()
-        for slot, named in state["optimizer"].items():
-            for name, weight in self.network.named_parameters():
-                if name in named:
-                    kept = named[name] if slot == "step" else named[name].to(weight.device)
-                    self.optimizer.state[weight][slot] = kept
+        load_slots(self.optimizer, self.network, state["optimizer"])
 
     def _optimizer(self) -> torch.optim.Optimizer:
         parameters, name = self.network.parameters(), self.optimizer_name

@@ -17,7 +17,7 @@ from optuna_ohgw.lookahead import gradient_of
 from optuna_ohgw.metric import MEAN_RETURN
 from optuna_ohgw.seeds import Purpose, derive_seed
 from optuna_ohgw.tasks.environments import make_environments, shape_of
-from optuna_ohgw.updates import UPDATES, Slots, slots_of
+from optuna_ohgw.updates import UPDATES, Slots, load_slots, slots_of
 
 _GAMMA, _LAMBDA = 0.99, 0.95  # of the outer loss, which no ψ may change
 _MOST_NORM = 0.5
@@ -213,10 +213,7 @@ class Ppo:
         """Take over weights, what Adam keeps, and the last returns."""
         self.network.load_state_dict(state["network"])
         self.optimizer = self._optimizer()
-        for slot, named in state["optimizer"].items():
-            for name, weight in self.network.named_parameters():
-                kept = named[name] if slot == "step" else named[name].to(weight.device)
-                self.optimizer.state[weight][slot] = kept
+        load_slots(self.optimizer, self.network, state["optimizer"])
         self.recent = deque(state["recent"], maxlen=self.episodes)
 
     @torch.no_grad()

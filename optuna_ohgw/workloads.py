@@ -20,6 +20,7 @@ from optuna_ohgw.spec_kinds import ContractSpec, OwnSpec
 from optuna_ohgw.tasks.contract import PARTS, load_class
 from optuna_ohgw.tasks.data import cache_folder
 from optuna_ohgw.tasks.image import ImageTask, load_image_arrays, split_images
+from optuna_ohgw.tasks.sources import one_line
 from optuna_ohgw.workload import BatchWorkload, Workload
 
 
@@ -72,10 +73,14 @@ def _own(task: ContractSpec, seed: int, structure: Mapping[str, Any], device: to
         return made(seed=seed, device=device, epochs=task.epochs, **options)
     except TypeError as error:
         raise UserError(f"task.options: {task.path} cannot be made: {error}") from error
-    except (OSError, ValueError) as error:
-        if isinstance(error, UserError) or not isinstance(task, OwnSpec):
-            raise
-        raise UserError(f"task.options: {task.path} cannot be made: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(task, OwnSpec):
+            raise UserError(f"task.options: {task.path} cannot be made: {one_line(error)}") from error
+        if isinstance(error, ValueError):  # it names field and remedy
+            raise UserError(str(error)) from error
+        raise
 
 
 def _try(spec: StudySpec, work: Workload) -> str:

@@ -33,7 +33,8 @@ class OwnTask(Protocol):
     ``loss`` may be left out: then hyper-gradients are central differences over short training runs,
     which the records flag as ``finite-difference``. ``order(seed)`` may be added: text, bytes or a tensor
     that tells an epoch's data order, for the check of pairing. A long epoch may call ``self.stop()``
-    between mini-batches, which ends it where the run is to stop.
+    between mini-batches, which ends it where the run is to stop. ``counted_batches`` (1) is over how many
+    mini-batches FLOPs are counted, where one alone does not stand for an epoch.
 
     Attributes:
         metric: What ``evaluate`` measures.
@@ -125,7 +126,8 @@ def faults(found: Any) -> list[str]:
         lines.append("hyperparameters is missing; give limits by name, as {'lr': (0.0, 1.0)}")
     else:
         for name, ends in ranges.items():
-            if not (isinstance(ends, tuple) and len(ends) in (2, 3) and ends[0] < ends[1]):
+            numbers = isinstance(ends, tuple) and all(isinstance(end, int | float) for end in ends)
+            if not (numbers and len(ends) in (2, 3) and ends[0] < ends[1]):
                 lines.append(f"hyperparameters[{name!r}] is {ends!r}; give (low, high)")
     signatures = METHODS | ({"loss": LOSS} if hasattr(found, "loss") else {})
     for method, names in signatures.items():

@@ -43,7 +43,7 @@ def make_environments(name: str, count: int, most: int | None) -> Any:
 
     try:
         return SyncVectorEnv([one] * count, autoreset_mode=AutoresetMode.SAME_STEP)
-    except gymnasium.error.Error as error:
+    except (gymnasium.error.Error, ModuleNotFoundError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"task.environment: {name!r} cannot be made ({reason}); give another") from error
 

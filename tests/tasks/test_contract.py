@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 
 from optuna_ohgw.errors import UserError
@@ -88,6 +91,7 @@ def test_a_whole_class_passes_and_is_described(load):
     [
         ("    metric = Metric", "    other = Metric", "metric is missing"),
         ("    hyperparameters = ", "    ranges = ", "hyperparameters is missing"),
+        ("(0.0, 10.0)", "(None, 1.0)", r"hyperparameters\['lr'\] is \(None, 1.0\); give \(low, high\)"),
         ("(0.0, 10.0)", "(1.0, 0.0)", r"hyperparameters\['lr'\] is \(1.0, 0.0\); give \(low, high\)"),
         (
             "def train(self, psi, epoch, seed, batches=None)",
@@ -115,6 +119,7 @@ def test_what_is_missing_is_told_when_the_file_is_read(load, old, new, told):
         ("batches_per_epoch = 2", "batches_per_epoch = 0", "batches_per_epoch is 0; give a whole number"),
         ("    batches_per_epoch = 2\n", "", "has no attribute 'batches_per_epoch'"),
         ("slope=1.0", "steep=1.0", "task.options: .* cannot be made: .*slope"),
+        ("self.slope = slope", "self.slope = {}[slope]", "task.options: .* cannot be made: KeyError: 2"),
         ("return loss, loss", "return loss", r"evaluate\('warm'\) fails"),
         ("return loss, loss", "return float('nan'), loss", "the metric of warm is nan"),
         ('return {"w": self.w}', 'return {"w": {self.w}}', "state_dict holds 'set'"),
@@ -151,6 +156,37 @@ def test_bad_study_files_are_refused_in_a_line(load, override, told):
     with pytest.raises(UserError, match=told) as caught:
         load(overrides=(override,))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "override", "told"),
+    [
+        ("wikitext2.yaml", "task.width=9", "task.width: 9 is no multiple of task.heads 2"),
+        ("wikitext2.yaml", "task.context=5000", "task.context: the validation part has .* tokens, fewer"),
+        ("cartpole.yaml", "task.minibatches=900", "task.minibatches: .* do not fill 900"),
+    ],
+)
+def test_values_that_do_not_go_together_are_told_in_a_line(file, override, told):
+    spec = load_spec(Path(__file__).parents[2] / "studies" / file, (override,), smoke=True)
+    with pytest.raises(UserError, match=told) as caught:
+        check_contract(spec)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "module", "extra"),
+    [
+        ("wikitext2.yaml", "tokenizers", "text"),
+        ("xgboost.yaml", "xgboost", "trees"),
+        ("cartpole.yaml", "gymnasium", "rl"),
+    ],
+)
+def test_a_package_that_is_missing_is_told_with_its_extra(monkeypatch, file, module, extra):
+    known = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == module else known(n, *a))
+    spec = load_spec(Path(__file__).parents[2] / "studies" / file, smoke=True)
+    with pytest.raises(UserError, match=rf"needs {module}, which .*pip install 'optuna-ohgw\[{extra}\]'"):
+        check_contract(spec)
 
 
 def test_a_space_in_which_nothing_is_continuous_is_refused(load):

@@ -111,6 +111,8 @@ def test_plays_as_many_episodes_as_asked_and_repeats_them(task):
 def test_unknown_environments_and_other_actions_are_refused():
     with pytest.raises(UserError, match=r"task\.environment: 'Nothing-v0' cannot be made"):
         make_environments("Nothing-v0", 2, None)
+    with pytest.raises(UserError, match=r"'nowhere:It-v0' cannot be made \(No module named 'nowhere'"):
+        make_environments("nowhere:It-v0", 2, None)
     with pytest.raises(UserError, match=r"'Pendulum-v1' has observations .* one choice to make"):
         shape_of(make_environments("Pendulum-v1", 1, None), "Pendulum-v1")
     with pytest.raises(ValueError, match="do not fill 9"):

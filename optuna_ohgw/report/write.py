@@ -108,6 +108,7 @@ def summary(page: Page) -> dict[str, Any]:
         "study": evidence.spec.name,
         "source": evidence.source,
         "spec": evidence.spec.identity(),
+        "metric": {"name": evidence.spec.metric.name, "maximize": evidence.spec.metric.maximize},
         "environment": evidence.records.environment,
         "seeds": list(evidence.spec.seeds),
         "targets": evidence.targets,

@@ -347,7 +347,7 @@ def test_a_trial_that_is_killed_again_and_again_has_failed(tmp_path, monkeypatch
     assert own[9].user_attrs["reason"] == "killed 10 times in a row; too little memory?"
     assert len({t.user_attrs["config_index"] for t in trials if t.state != TrialState.FAIL}) == 8
 
-    further = [(config, epoch) for epoch in range(1, end) for _ in range(2)]
+    further = [(config, epoch) for epoch in range(1, end) for _ in range(4)]
     assert len(further) > 10
     kill_at(monkeypatch, *further)
     spec = spec_of(tmp_path / "further", "asha", "variations=[baseline]", ALWAYS)

@@ -96,6 +96,8 @@ def test_file_of_another_user_is_not_writable():
         if os.geteuid() == 0:
             os.seteuid(65534)
             stack.callback(os.seteuid, 0)
+            if not os.access(optuna.__file__, os.R_OK, effective_ids=True):
+                pytest.skip("the installed packages are closed to other users")
         found = last(check_storage(f"sqlite:///{file}", file.parent))
         assert (found.name, found.remedy) == ("writable", "mend the rights of file and folder")
         stack.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -132,7 +133,9 @@ def bootstrap(
     seeds = len(samples[0])
     if seeds == 0:
         return Estimate(math.nan)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        # Some resamples may have no finite statistic; a bound among them is unknown, which nan tells.
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         value = float(statistic(*samples, axis=-1))
         if seeds < 2 or all(np.ptp(sample) == 0 for sample in samples):
             return Estimate(value)
@@ -307,7 +310,9 @@ def restricted_mean(times: ArrayLike, budget: ArrayLike, horizon: float) -> floa
 
 
 def sd_ratio(values: ArrayLike, reference: ArrayLike, rng: int | np.random.Generator = RNG) -> Estimate:
-    """Return the standard deviation over seeds, variation over reference, with its interval.
+    """Return the standard deviation over seeds, variation over reference; with an interval from three on.
+
+    Of two seeds every resample has the same ratio, or none, so that an interval would have no width.
 
     Args:
         values: One value a seed, shape (seeds,).
@@ -319,6 +324,9 @@ def sd_ratio(values: ArrayLike, reference: ArrayLike, rng: int | np.random.Gener
         return Estimate(math.nan)
     with np.errstate(all="ignore"):
         whole = np.std(v, ddof=1) / np.std(r, ddof=1)
+
+    if len(v) < 3:
+        return Estimate(float(whole))
 
     def ratio(a: Array, b: Array, axis: int = -1) -> Array:
         over, under = np.std(a, axis=axis, ddof=1), np.std(b, axis=axis, ddof=1)

@@ -179,7 +179,7 @@ def _cost_criterion(
 
 
 def _by_interval(key: str, ask: str, bar: float, estimate: Estimate, n: int) -> dict[str, object]:
-    if n < FEWEST_PAIRS or math.isnan(estimate.value):
+    if n < FEWEST_PAIRS or not math.isfinite(estimate.value):
         why = f"{count(n, 'pair')}: too few for a 95% interval, which takes {FEWEST_PAIRS}"
         if n == 0:
             why = "no seed has it in both cells"

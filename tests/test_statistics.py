@@ -321,6 +321,17 @@ class TestSdRatio:
         assert sd_ratio([1, 2, 4, NAN, 9], [1, 2, 3, 9, INF]) == sd_ratio([1, 2, 4], [1, 2, 3])
         assert math.isnan(sd_ratio([1, NAN], [1, 2]).value)
 
+    def test_two_seeds_give_a_ratio_and_no_interval(self):
+        estimate = sd_ratio([1, 3], [1, 2])
+        assert estimate.value == 2
+        assert math.isnan(estimate.low)
+        assert math.isnan(estimate.high)
+
+    def test_a_reference_without_spread_has_no_upper_bound(self):
+        estimate = sd_ratio([1, 3, 4], [2, 2, 2])
+        assert estimate.value == INF
+        assert not math.isfinite(estimate.high)
+
 
 class TestPairedDifference:
     def test_reference_table(self) -> None:

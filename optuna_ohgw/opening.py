@@ -28,7 +28,14 @@ def _is_told(record: logging.LogRecord) -> bool:
 logging.getLogger("optuna.storages._rdb.storage").addFilter(_is_told)
 
 
-def open_storage(url: str, *, create: bool, patience_s: float = 10.0, wait: bool = False) -> BaseStorage:
+def open_storage(
+    url: str,
+    *,
+    create: bool,
+    patience_s: float = 10.0,
+    wait: bool = False,
+    patience: Patience | None = None,
+) -> BaseStorage:
     """Return the storage at a URL: a database, or at ``grpc://`` Optuna's proxy of one.
 
     Args:
@@ -36,17 +43,20 @@ def open_storage(url: str, *, create: bool, patience_s: float = 10.0, wait: bool
         create: Whether a SQLite file may be made.
         patience_s: For how long a call waits for a server that does not answer.
         wait: Whether opening waits, too; else one that does not answer now is a mistake in the URL.
+        patience: What waits, in place of ``patience_s``.
 
     Raises:
         UserError: If it cannot be opened, is no Optuna storage, or is of another schema version.
         StorageLost: From any call, if the storage does not answer for too long.
     """
-    return _open(url, _connect_any, create=create, patience_s=patience_s, wait=wait)
+    patience = patience or Patience(patience_s, shown_url(url))
+    return _open(url, _connect_any, create=create, patience=patience, wait=wait)
 
 
 def open_database(url: str, *, create: bool, patience_s: float = 10.0, wait: bool = False) -> RDBStorage:
     """Return the database at a URL, see :func:`open_storage`."""
-    return _open(url, _connect, create=create, patience_s=patience_s, wait=wait)
+    patience = Patience(patience_s, shown_url(url))
+    return _open(url, _connect, create=create, patience=patience, wait=wait)
 
 
 def for_trials(
@@ -72,12 +82,11 @@ def for_trials(
     return own
 
 
-def _open(url: str, connect: Callable[[str], S], *, create: bool, patience_s: float, wait: bool) -> S:
+def _open(url: str, connect: Callable[[str], S], *, create: bool, patience: Patience, wait: bool) -> S:
     path = sqlite_path(url)
     if path is not None and not path.exists() and not create:
         raise UserError(f"storage: {path} does not exist; start the study with 'optuna-ohgw run' first")
     shown = shown_url(url)
-    patience = Patience(patience_s, shown)
     try:
         storage = patience.call(lambda: connect(url)) if wait else connect(url)
     except StorageLost:

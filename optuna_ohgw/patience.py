@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
@@ -16,13 +17,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
-    stop_after_delay,
-    wait_random_exponential,
-)
+from tenacity import RetryCallState, Retrying, nap, retry_if_exception, wait_random_exponential
 
 from optuna_ohgw.errors import StorageLost
 from optuna_ohgw.outages import is_outage, reason_of
@@ -30,6 +25,7 @@ from optuna_ohgw.outages import is_outage, reason_of
 T = TypeVar("T")
 MADE = "ohgw:made"  # system attribute: tells a trial from any other, before its number is known
 _LONGEST_WAIT_S = 5.0
+_LAST_S, _SLICE_S = 3.0, 0.25  # for how long a process waits that is to stop, and how soon it notices
 # Calls that reach the database; others are made of these. The last ones are those of Optuna's cache.
 _CALLS = (
     "create_new_study",
@@ -56,11 +52,24 @@ _CALLS = (
     "_set_trial_param",
 )
 _inside = threading.local()  # a call that waits: those that it makes do not
+_stops: list[threading.Event] = []
 log = logging.getLogger("optuna_ohgw.patience")
+
+
+@contextlib.contextmanager
+def hurried_by(stop: threading.Event) -> Iterator[None]:
+    """Let no call of this process wait for long once ``stop`` is set, while inside."""
+    _stops.append(stop)
+    try:
+        yield
+    finally:
+        _stops.remove(stop)
 
 
 class Patience:
     """Repeats what failed since the storage did not answer, with growing waits, for a time.
+
+    Once the storage is lost no call waits again before it answers: who gives up makes a few more.
 
     Args:
         seconds: For how long; then :class:`StorageLost` is raised.
@@ -69,6 +78,7 @@ class Patience:
 
     def __init__(self, seconds: float, where: str) -> None:
         self.seconds, self.where = seconds, where
+        self._lost = False
 
     def call(self, function: Callable[[], T], again: Callable[[], T] | None = None) -> T:
         """Return what a function returns, repeated while the storage does not answer.
@@ -87,9 +97,10 @@ class Patience:
         _inside.it = True
         try:
             retrying = Retrying(
-                retry=retry_if_exception(is_outage),
+                retry=retry_if_exception(self._is_away),
                 wait=wait_random_exponential(multiplier=0.1, max=_LONGEST_WAIT_S),
-                stop=stop_after_delay(self.seconds),
+                stop=self._is_over,
+                sleep=_sleep,
                 before_sleep=self._begin,
                 retry_error_callback=self._give_up,
             )
@@ -101,6 +112,7 @@ class Patience:
                 return function() if tries == 1 or again is None else again()
 
             found = retrying(attempt)
+            self._lost = False
             if tries > 1:
                 log.info("%s answers again after %.1f s", self.where, time.monotonic() - began)
             return found
@@ -112,11 +124,21 @@ class Patience:
         """Return what a function returns, without patience."""
         return function()
 
+    def _is_away(self, error: BaseException) -> bool:
+        away = is_outage(error)
+        self._lost = self._lost and away
+        return away
+
+    def _is_over(self, state: RetryCallState) -> bool:
+        limit = min(self.seconds, _LAST_S) if _is_stopping() else self.seconds
+        return self._lost or (state.seconds_since_start or 0.0) >= limit
+
     def _begin(self, state: RetryCallState) -> None:
         if state.attempt_number == 1:
             log.warning("%s does not answer (%s); waiting", self.where, reason_of(_error(state)))
 
     def _give_up(self, state: RetryCallState) -> Any:
+        self._lost = True
         error = _error(state)
         waited = f"{state.seconds_since_start or 0.0:.0f} s"
         raise StorageLost(
@@ -226,6 +248,18 @@ _AGAIN: dict[str, Callable[..., Any]] = {
     "delete_study": _delete_again,
     "set_trial_state_values": _state_again,
 }
+
+
+def _is_stopping() -> bool:
+    return any(stop.is_set() for stop in _stops)
+
+
+def _sleep(seconds: float) -> None:
+    """Sleep, but not much longer than until this process is to stop."""
+    stopping = _is_stopping()
+    while seconds > 0 and _is_stopping() == stopping:
+        nap.sleep(min(seconds, _SLICE_S))
+        seconds -= _SLICE_S
 
 
 def _error(state: RetryCallState) -> BaseException:

@@ -25,11 +25,12 @@ from optuna_ohgw import worker
 from optuna_ohgw.cell_study import load_cell
 from optuna_ohgw.cells import Cell, cells_of, check_cells, create_cell, to_retry
 from optuna_ohgw.claims import Claims
-from optuna_ohgw.errors import UserError
+from optuna_ohgw.errors import StorageLost, UserError
 from optuna_ohgw.finished import left_of
 from optuna_ohgw.fleet import Crew, Stop, run_processes, stop_on_signal
 from optuna_ohgw.mps import shared_gpu
 from optuna_ohgw.opening import open_storage, sqlite_path
+from optuna_ohgw.patience import hurried_by
 from optuna_ohgw.progress import show_progress
 from optuna_ohgw.ray_cluster import check_ray
 from optuna_ohgw.ray_engine import run_actors
@@ -169,6 +170,8 @@ def _work(spec: StudySpec, storage: Any, console: Console, level: int, crew: Cre
     with (
         shared_gpu() if shared else contextlib.nullcontext(),
         stop_on_signal(stop) as signals,
+        _away_is_no_matter(signals),
+        hurried_by(stop),
         show_progress(cached, spec, claims, console) as view,
     ):
 
@@ -195,6 +198,16 @@ def _work(spec: StudySpec, storage: Any, console: Console, level: int, crew: Cre
             f"nothing is left to start; others still work on {', '.join(sorted(held))}. "
             "Run the same command again if they should die."
         )
+
+
+@contextlib.contextmanager
+def _away_is_no_matter(signals: list[int]) -> Iterator[None]:
+    """Let a run that was told to stop end as such, though its storage does not answer."""
+    try:
+        yield
+    except StorageLost:
+        if not signals:
+            raise
 
 
 def _to_start_again(study: optuna.Study) -> int:

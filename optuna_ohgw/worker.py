@@ -30,7 +30,7 @@ from optuna_ohgw.history import (
     WORKER,
 )
 from optuna_ohgw.opening import for_trials, open_storage, shown_url
-from optuna_ohgw.patience import Patience
+from optuna_ohgw.patience import Patience, hurried_by
 from optuna_ohgw.replay_cell import replay_cell, replayed
 from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.surroundings import worker_record
@@ -54,6 +54,7 @@ class Context:
         level: Level of the logs.
         number: Of this worker among those of its run on this machine.
         lost: Set when another took this worker for dead.
+        patience: How long the storage is waited for; one for all that goes to it.
     """
 
     spec: StudySpec
@@ -61,6 +62,10 @@ class Context:
     level: int = logging.INFO
     number: int = 0
     lost: threading.Event = field(default_factory=threading.Event)
+    patience: Patience = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.patience = Patience(self.spec.execution.patience_s, shown_url(self.spec.storage_url))
 
     def stops(self) -> bool:
         """Return whether what this worker does is to end."""
@@ -102,16 +107,17 @@ def serve(
         torch.cuda.set_device(device.index or 0)  # a CUDA graph is captured on the current device
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     _context = Context(spec, stop, level, number)
-    claims = Claims(_database(spec), spec, _device_name())
-    ready()
-    with _beating(claims, _context):
-        while not stop.is_set():
-            if claims.take() is not None:
-                _work_on(claims, _context)
-            elif claims.may_need_me():
-                stop.wait(_POLL_S)
-            else:
-                return
+    with hurried_by(stop):
+        claims = Claims(_database(spec), spec, _device_name())
+        ready()
+        with _beating(claims, _context):
+            while not stop.is_set():
+                if claims.take() is not None:
+                    _work_on(claims, _context)
+                elif claims.may_need_me():
+                    stop.wait(_POLL_S)
+                else:
+                    return
 
 
 def _work_on(claims: Claims, context: Context) -> None:
@@ -143,7 +149,7 @@ def _beating(claims: Claims, context: Context) -> Iterator[None]:
                 if not claims.beat():
                     context.lost.set()
             except StorageLost:
-                return  # the worker's own thread says so
+                continue  # the worker's own thread says so if it needs it, or it comes back
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
@@ -177,8 +183,7 @@ def search(cell: Cell, claims: Claims | None = None) -> None:
     alone = claims is None or spec.execution.workers == 1
     number = claims.own.number if claims is not None and claims.own is not None else 0
     owner = {} if alone else {WORKER: _record(number)}
-    patience = Patience(spec.execution.patience_s, shown_url(spec.storage_url))
-    storage = for_trials(database, sole=alone, owner=owner, patience=patience)
+    storage = for_trials(database, sole=alone, owner=owner, patience=context.patience)
     if spec.replays:
         _begin_anew(database, spec, cell)
     study = load_cell(storage, spec, cell, 0 if alone else number)
@@ -280,6 +285,8 @@ def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path, led
         state = TrialState.PRUNED
     except Interrupted:
         trial.set_user_attr("reason", INTERRUPTED)
+    except StorageLost:
+        raise  # no fault of the trial, which goes on when it is back
     except Exception as error:
         log.error("%s trial %d failed: %s", cell.label, trial.number, traceback.format_exc())
         trial.set_user_attr("reason", f"{type(error).__name__}: {error}"[:500])
@@ -307,7 +314,7 @@ def _database(spec: StudySpec) -> optuna.storages.BaseStorage:
     """Return the study's storage, opened once a process: to connect and check takes as long as a trial."""
     url = spec.storage_url
     if url not in _databases:
-        _databases[url] = open_storage(url, create=False, patience_s=spec.execution.patience_s, wait=True)
+        _databases[url] = open_storage(url, create=False, wait=True, patience=_ready().patience)
     return _databases[url]
 
 

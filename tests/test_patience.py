@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import threading
+import time
 
 import optuna
 import pytest
@@ -16,7 +18,7 @@ from optuna.trial import TrialState, create_trial
 
 from optuna_ohgw.errors import StorageLost
 from optuna_ohgw.opening import open_storage
-from optuna_ohgw.patience import MADE, Patience, make_patient
+from optuna_ohgw.patience import MADE, Patience, hurried_by, make_patient
 from optuna_ohgw.storage import BatchedStorage
 
 OFF = sa.exc.OperationalError("SELECT", {}, Exception("server closed the connection unexpectedly"))
@@ -179,6 +181,44 @@ def test_the_wait_is_told_once_and_so_is_its_end(monkeypatch):
     assert begin == "h/db does not answer (server closed the connection unexpectedly); waiting"
     assert end.startswith("h/db answers again after ")
     assert faults.count == 5
+
+
+def test_a_lost_storage_is_not_waited_for_again_before_it_answers():
+    patience, faults = Patience(0.05, "db"), Faulty()
+    ask = faults.around(lambda: 7)
+    faults.next(10**9, after=False)
+    for _ in range(2):
+        with pytest.raises(StorageLost):
+            patience.call(ask)
+        tries, faults.count = faults.count, 0
+    assert tries == 1
+    for answer, raised in ((lambda: 7, contextlib.nullcontext()), (lambda: {}[7], pytest.raises(KeyError))):
+        with pytest.raises(StorageLost):
+            patience.call(ask)
+        with raised:
+            patience.call(answer)
+        faults.next(2, after=False)
+        assert patience.call(ask) == 7
+        faults.next(10**9, after=False)
+
+
+def test_who_is_to_stop_waits_little(monkeypatch):
+    monkeypatch.setattr("optuna_ohgw.patience._LAST_S", 0.05)
+    stop, faults = threading.Event(), Faulty()
+    faults.next(10**9, after=False)
+    ask = faults.around(lambda: 7)
+    threading.Timer(0.1, stop.set).start()
+    with hurried_by(stop), pytest.raises(StorageLost):
+        Patience(60, "db").call(ask)
+    assert stop.is_set()
+    faults.next(1, after=False)
+    with hurried_by(stop):
+        assert Patience(60, "db").call(ask) == 7  # a hiccup
+    faults.next(10**9, after=False)
+    began = time.monotonic()
+    with pytest.raises(StorageLost):
+        Patience(0.3, "db").call(ask)  # it is of those inside alone
+    assert time.monotonic() - began >= 0.3
 
 
 def test_a_worker_waits_for_its_storage_at_its_start_too(tmp_path, monkeypatch):

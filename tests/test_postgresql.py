@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -126,6 +127,27 @@ def test_a_server_that_stays_away_ends_the_run_with_one_line(tmp_path, postgresq
     assert PASSWORD not in out + err
     assert not secrets_in(tmp_path)
     again = Run(tmp_path, *named(postgresql, "away", patience))
+    status, _, err = again.result()
+    assert (status, err) == (0, "")
+    assert_whole(again.spec)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_can_be_stopped_while_its_server_is_away(tmp_path, postgresql, number):
+    name = f"stopped-{number}"
+    run = Run(tmp_path, *named(postgresql, name))
+    try:
+        run.wait_until(at_work)
+        postgresql.stop()
+        time.sleep(3)  # by then all wait
+        took = run.signal(number)
+        status, _, err = run.result()
+    finally:
+        run.end()
+        postgresql.start()
+    assert (status, err.splitlines()[-1]) == (128 + number, "stopped; run the same command to continue")
+    assert took < 15
+    again = Run(tmp_path, *named(postgresql, name))
     status, _, err = again.result()
     assert (status, err) == (0, "")
     assert_whole(again.spec)

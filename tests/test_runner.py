@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import optuna
@@ -31,7 +31,8 @@ from rich.console import Console
 from optuna_ohgw import runner, worker
 from optuna_ohgw.cell_study import load_cell
 from optuna_ohgw.cells import Ledger, cells_of
-from optuna_ohgw.errors import CellFailed
+from optuna_ohgw.claims import Claims
+from optuna_ohgw.errors import CellFailed, StorageLost
 from optuna_ohgw.opening import open_storage
 from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.training import Interrupted
@@ -249,6 +250,32 @@ class TestWorker:
         table, final, _ = outcome(spec)
         assert set(table["failed"]) == {3}
         assert len(final) == 1
+
+    def test_a_storage_that_is_lost_is_no_failure_of_the_trial(
+        self, spec: StudySpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.stub(monkeypatch, None, StorageLost("storage: db did not answer for 600 s"))
+        with pytest.raises(StorageLost):
+            run_in_process(spec)
+        (trials,) = trials_of(spec).values()
+        assert trials[1].state == TrialState.RUNNING
+
+    def test_a_worker_tells_that_it_lives_after_its_storage_was_lost(
+        self, spec: StudySpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(worker, "BEAT_S", 0.01)
+
+        class Away:
+            beats = 0
+
+            def beat(self) -> bool:
+                self.beats += 1
+                if self.beats == 1:
+                    raise StorageLost("storage: db did not answer for 600 s")
+                return False
+
+        with in_process(spec) as context, worker._beating(cast(Claims, Away()), context):
+            assert context.lost.wait(30)
 
     def test_more_than_a_share_of_failures_ends_the_search(
         self, spec: StudySpec, monkeypatch: pytest.MonkeyPatch

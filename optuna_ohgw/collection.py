@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shlex
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optuna_ohgw.errors import UserError
-from optuna_ohgw.reading import read_file, read_override, shown
+from optuna_ohgw.reading import hide_passwords, read_file, read_override, shown
 
 if TYPE_CHECKING:
     from optuna_ohgw.spec import StudySpec
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 COMMANDS = ("run", "status", "report", "doctor")
 _KEYS = ("name", "studies", "set", "smoke")
 _MARK = re.compile(r"^studies\s*:", re.MULTILINE)
-_CALL = "from optuna_ohgw.cli import main; main()"
+# The arguments come by a pipe: ps shows those of a command, and a storage's URL may hold a password.
+_CALL = "import json, sys; sys.argv[1:] = json.load(sys.stdin); from optuna_ohgw.cli import main; main()"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _STOPPED = [128 + number for number in _SIGNALS]
 
@@ -130,7 +133,7 @@ def call_each(members: Sequence[Member], arguments: Sequence[str], position: int
         for pair in member.overrides:
             own += ["--set", pair]
         if "--json" not in own and "--quiet" not in own and "-q" not in own:
-            sys.stdout.write(f"\n$ optuna-ohgw {shlex.join(own)}\n")
+            sys.stdout.write(f"\n$ optuna-ohgw {hide_passwords(shlex.join(own))}\n")
             sys.stdout.flush()
         done = _called(own)
         if done in _STOPPED:
@@ -154,7 +157,11 @@ def _called(arguments: Sequence[str]) -> int:
 
     before = {number: signal.signal(number, hear) for number in _SIGNALS}
     try:
-        child = subprocess.Popen([sys.executable, "-c", _CALL, *arguments])
+        named = arguments[:2]  # command and study, for whoever looks
+        child = subprocess.Popen([sys.executable, "-c", _CALL, *named], stdin=subprocess.PIPE)
+        assert child.stdin is not None
+        with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
+            pipe.write(json.dumps(arguments).encode())
         if came:  # before it was there to hear
             child.send_signal(came[0])
         status = child.wait()

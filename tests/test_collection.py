@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -139,6 +140,27 @@ def test_status_of_a_call_tells_what_ended_it(
     monkeypatch.setattr(collection, "_CALL", code)
     assert collection._called([]) == status
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_no_password_is_in_the_command_of_a_call_or_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    seen = tmp_path / "seen"
+    code = "import json, psutil, sys; own = json.load(sys.stdin); "
+    code += f"open({str(seen)!r}, 'a').write(json.dumps([own, psutil.Process().cmdline()]) + chr(10))"
+    monkeypatch.setattr(collection, "_CALL", code)
+    url = "postgresql+psycopg://u:not-to-be-shown@h/d"
+    (tmp_path / "two.yaml").write_text(f"studies: [{STUDIES / 'digits.yaml'}, {STUDIES / 'uci.yaml'}]\n")
+    for given in (["--storage", url], [f"--storage={url}"], ["--set", f"storage={url}"]):
+        arguments = ["status", str(tmp_path / "two.yaml"), *given]
+        assert collection.call(arguments, lambda *_: None) == 0
+    calls = [json.loads(line) for line in seen.read_text().splitlines()]
+    assert len(calls) == 6
+    assert all(any(url in word for word in own) for own, _ in calls)
+    assert not any("not-to-be-shown" in word for _, command in calls for word in command)
+    told = capfd.readouterr()
+    assert "not-to-be-shown" not in told.out + told.err
+    assert told.out.count("postgresql+psycopg://u:***@h/d") == 6
 
 
 def test_ctrl_c_between_studies_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

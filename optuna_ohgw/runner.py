@@ -16,7 +16,7 @@ from typing import Any
 
 import optuna
 from filelock import FileLock
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.trial import TrialState
 from rich.console import Console
@@ -33,7 +33,7 @@ from optuna_ohgw.opening import open_storage, sqlite_path
 from optuna_ohgw.patience import hurried_by
 from optuna_ohgw.progress import show_progress
 from optuna_ohgw.ray_cluster import check_ray
-from optuna_ohgw.ray_engine import run_actors
+from optuna_ohgw.ray_engine import places_of, run_actors
 from optuna_ohgw.reading import hide_passwords
 from optuna_ohgw.schedulers.choosers import check_installed
 from optuna_ohgw.spec import StudySpec
@@ -98,10 +98,7 @@ def _run(spec: StudySpec, console: Console, level: int, crew: Crew) -> bool:
         check_device(spec.execution.device, "execution.device")
         check_tracking(spec)
         check_installed(spec.scheduler.name, "scheduler.name")
-        if crew.engine == "ray":
-            check_ray()
-        elif crew.engine != "processes":
-            raise UserError(f"--engine: {crew.engine!r} is unknown; use processes or ray")
+        _check_crew(spec, crew)
         check_data(spec)
         with FileLock(spec.folder / ".start.lock"):  # of two that start at once one makes the tables
             storage = storage or open_storage(spec.storage_url, create=True, patience_s=patience_s)
@@ -114,29 +111,50 @@ def _run(spec: StudySpec, console: Console, level: int, crew: Crew) -> bool:
     return True
 
 
-def _devices(spec: StudySpec, storage: BaseStorage, crew: Crew) -> list[str | None]:
+def _check_crew(spec: StudySpec, crew: Crew) -> None:
+    """Raise a UserError if a crew cannot be had here; of a Ray cluster that is there only Ray can tell."""
+    if crew.engine == "ray":
+        check_ray()
+        if crew.address is None:
+            places_of(spec, crew, len(cells_of(spec)), len(_gpus()), here=True)
+        return
+    if crew.engine != "processes":
+        raise UserError(f"--engine: {crew.engine!r} is unknown; use processes or ray")
+    each = crew.trials_per_device
+    if each is None:
+        return
+    device = worker.resolve_device(spec.execution.device)
+    if device.type != "cuda":
+        raise UserError(f"--trials-per-device: {each}, but no GPU is used here; use --workers")
+    if device.index is not None:
+        raise UserError(
+            f"--trials-per-device: {each}, but execution.device {spec.execution.device!r} names one GPU; "
+            "use --workers, or cuda"
+        )
+    if crew.workers is not None and crew.workers > each * len(_gpus()):
+        raise UserError(
+            f"--workers: {crew.workers} are more than {each} on each of {len(_gpus())} GPUs; "
+            "drop --workers or --trials-per-device"
+        )
+
+
+def _devices(spec: StudySpec, cells: int, crew: Crew) -> list[str | None]:
     """Return what each worker of this machine sees of its GPUs, round robin; None: what there is."""
+    device, each = worker.resolve_device(spec.execution.device), crew.trials_per_device
+    usual = spec.execution.workers * min(spec.execution.cells_at_once, cells)
+    if device.type != "cuda" or device.index is not None:
+        return [None] * (crew.workers or usual)
+    gpus = _gpus()
+    count = crew.workers or (len(gpus) * each if each else usual)
+    return [gpus[number % len(gpus)] for number in range(count)]
+
+
+def _gpus() -> list[str]:
+    """Return the GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
     import torch
 
-    device, workers, trials_per_device = (
-        worker.resolve_device(spec.execution.device),
-        crew.workers,
-        crew.trials_per_device,
-    )
-    cells = min(spec.execution.cells_at_once, len(left_of(storage, spec)))
-    if device.type != "cuda" or device.index is not None:
-        if trials_per_device is not None:
-            raise UserError(
-                f"--trials-per-device: {trials_per_device} on {spec.execution.device!r}, which is not "
-                "all GPUs; use --workers"
-            )
-        return [None] * (workers or spec.execution.workers * cells)
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = shown.split(",") if shown else [str(n) for n in range(torch.cuda.device_count())]
-    count = workers or (
-        len(gpus) * trials_per_device if trials_per_device else spec.execution.workers * cells
-    )
-    return [gpus[number % len(gpus)] for number in range(count)]
+    count, shown = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return shown.split(",")[:count] if shown else [str(number) for number in range(count)]
 
 
 def environment_record(spec: StudySpec) -> dict[str, Any]:
@@ -164,7 +182,7 @@ def _work(spec: StudySpec, storage: Any, console: Console, level: int, crew: Cre
     waiting = sum(_to_start_again(load_cell(cached, spec, cell)) for cell in left_of(storage, spec))
     if waiting and not others:
         console.print(f"{waiting} unfinished trials of an earlier run start again")
-    devices = _devices(spec, storage, crew) if crew.engine == "processes" else []
+    devices = _devices(spec, len(left_of(storage, spec)), crew) if crew.engine == "processes" else []
     shared = any(device is not None for device in devices) and len(devices) > len(set(devices))
     stop = Stop()
     with (

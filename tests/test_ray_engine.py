@@ -16,6 +16,7 @@ from rich.console import Console
 from optuna_ohgw import ray_cluster, runner
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.fleet import Crew
+from optuna_ohgw.ray_engine import Places, places_of
 
 RAY = ("--engine", "ray", "--workers", "2")
 STUDY = (
@@ -84,6 +85,22 @@ def test_a_stopped_run_and_one_whose_driver_dies_can_be_continued(tmp_path, calm
     assert (status, err) == (0, "")
     assert_whole(again.spec)
     assert_same_outcome(again.spec, calm)
+
+
+@pytest.mark.parametrize(
+    ("device", "crew", "gpus", "here", "expected"),
+    [
+        ("cpu", Crew(), 4, True, Places(2, 1, 0)),  # execution.workers × the cells at once
+        ("auto", Crew(trials_per_device=3), 2, False, Places(6, 1, 0.3333)),  # three fit
+        ("auto", Crew(workers=6), 2, False, Places(6, 1, 1)),  # each waits for a whole one
+        ("cuda", Crew(workers=6), 2, True, Places(6, 1, 0.3333)),  # there is no other room
+        ("auto", Crew(workers=1), 2, True, Places(1, 1, 1)),
+        ("auto", Crew(workers=3), 0, True, Places(3, 1, 0)),
+    ],
+)
+def test_what_is_asked_of_a_cluster(tmp_path, device, crew, gpus, here, expected):
+    spec = spec_of(tmp_path, *STUDY, f"execution.device={device}")
+    assert places_of(spec, crew, 5, gpus, here=here) == expected
 
 
 def test_without_ray_a_line_says_how_to_get_it(tmp_path, monkeypatch):

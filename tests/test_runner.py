@@ -32,7 +32,8 @@ from optuna_ohgw import runner, worker
 from optuna_ohgw.cell_study import load_cell
 from optuna_ohgw.cells import Ledger, cells_of
 from optuna_ohgw.claims import Claims
-from optuna_ohgw.errors import CellFailed, StorageLost
+from optuna_ohgw.errors import CellFailed, StorageLost, UserError
+from optuna_ohgw.fleet import Crew
 from optuna_ohgw.opening import open_storage
 from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.training import Interrupted
@@ -205,6 +206,63 @@ def test_an_interrupt_before_the_workers_start_can_be_continued(
     monkeypatch.setattr(runner, "check_data", interrupted)
     with pytest.raises(runner.Stopped):
         runner.run(spec_of(tmp_path), Console(file=io.StringIO()))
+
+
+def gpus(monkeypatch: pytest.MonkeyPatch, count: int, shown: str | None = None) -> None:
+    """Pretend that torch finds so many GPUs."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    if shown is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+
+
+@pytest.mark.parametrize(
+    ("device", "shown", "crew", "expected"),
+    [
+        ("auto", None, Crew(workers=5), ["0", "1", "0", "1", "0"]),
+        ("cuda", None, Crew(trials_per_device=3), ["0", "1", "0", "1", "0", "1"]),
+        ("auto", None, Crew(workers=3, trials_per_device=2), ["0", "1", "0"]),
+        ("auto", None, Crew(), ["0", "1", "0", "1"]),  # workers × the cells that are left
+        ("auto", "4,GPU-5", Crew(workers=3), ["4", "GPU-5", "4"]),
+        ("auto", "0,1,9", Crew(workers=3), ["0", "1", "0"]),  # torch sees no third
+        ("cuda:1", None, Crew(workers=2), [None, None]),
+        ("cpu", None, Crew(), [None] * 4),
+    ],
+)
+def test_workers_get_the_gpus_in_turns(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    shown: str | None,
+    crew: Crew,
+    expected: list[str | None],
+) -> None:
+    gpus(monkeypatch, 2, shown)
+    spec = spec_of(tmp_path, "execution={workers: 2, cells_at_once: 8}", f"execution.device={device}")
+    runner._check_crew(spec, crew)
+    assert runner._devices(spec, 2, crew) == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "device", "crew", "told"),
+    [
+        (0, "auto", Crew(trials_per_device=2), "--trials-per-device: 2, but no GPU is used here; use --work"),
+        (2, "cpu", Crew(trials_per_device=2), "--trials-per-device: 2, but no GPU is used here; use --work"),
+        (2, "cuda:1", Crew(trials_per_device=2), "--trials-per-device: 2, but .*'cuda:1' names one GPU; use"),
+        (2, "auto", Crew(5, 2), "--workers: 5 are more than 2 on each of 2 GPUs; drop --workers or"),
+        (0, "auto", Crew(2, 2, "ray"), "--trials-per-device: 2, but there are no GPUs"),
+    ],
+)
+def test_a_crew_that_cannot_be_had_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, device: str, crew: Crew, told: str
+) -> None:
+    gpus(monkeypatch, count)
+    folder = tmp_path / "new"
+    with pytest.raises(UserError, match=told):
+        runner.run(spec_of(folder, f"execution.device={device}"), Console(file=io.StringIO()), crew=crew)
+    assert not folder.exists()
 
 
 class TestWorker:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from optuna.storages import BaseStorage, RDBStorage
-from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from optuna_ohgw.errors import StorageLost, UserError
@@ -17,6 +17,7 @@ from optuna_ohgw.patience import Patience, make_patient
 from optuna_ohgw.reading import hide_passwords
 
 S = TypeVar("S", bound=BaseStorage)
+PATIENCE_S = 10.0  # of a command that only looks
 _DRIVERS = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql", "grpc": "grpc"}
 
 
@@ -32,7 +33,7 @@ def open_storage(
     url: str,
     *,
     create: bool,
-    patience_s: float = 10.0,
+    patience_s: float = PATIENCE_S,
     wait: bool = False,
     patience: Patience | None = None,
 ) -> BaseStorage:
@@ -53,7 +54,9 @@ def open_storage(
     return _open(url, _connect_any, create=create, patience=patience, wait=wait)
 
 
-def open_database(url: str, *, create: bool, patience_s: float = 10.0, wait: bool = False) -> RDBStorage:
+def open_database(
+    url: str, *, create: bool, patience_s: float = PATIENCE_S, wait: bool = False
+) -> RDBStorage:
     """Return the database at a URL, see :func:`open_storage`."""
     patience = Patience(patience_s, shown_url(url))
     return _open(url, _connect, create=create, patience=patience, wait=wait)
@@ -97,7 +100,9 @@ def _open(url: str, connect: Callable[[str], S], *, create: bool, patience: Pati
         kinds = SQLAlchemyError, RuntimeError, ValueError
         if not isinstance(error, kinds) and not is_outage(error):
             raise
-        if "schema" in str(error) or "version" in str(error):
+        if isinstance(error, ArgumentError):
+            remedy = "name one like postgresql+psycopg://USER@HOST/NAME or sqlite:///FILE by --storage URL"
+        elif "schema" in str(error) or "version" in str(error):
             remedy = "upgrade it by 'optuna storage upgrade --storage URL', or name another"
         else:
             remedy = "name another by --storage URL"

@@ -47,7 +47,7 @@ def report_at_the_end(spec: StudySpec, study: Path, smoke: bool, console: Consol
         from optuna_ohgw.report import report_study
         from optuna_ohgw.show import print_summary
 
-    storage = existing(spec)
+    storage = existing(spec, wait=True)  # a server that restarts now would leave a study without its report
     with FileLock(spec.folder / ".report.lock"):  # two runs that share a study end at the same time
         page, files = report_study(storage, spec, study, smoke=smoke)
     if spec.tracking is not None:
@@ -72,17 +72,22 @@ def look_further(spec: StudySpec, again: str, console: Console) -> None:
     print_lines(look, console)
 
 
-def existing(spec: StudySpec) -> BaseStorage:
+def existing(spec: StudySpec, *, wait: bool = False) -> BaseStorage:
     """Return the storage of a study that was started, its cells checked.
+
+    Args:
+        spec: The study.
+        wait: Whether a server that does not answer is waited for, as by a worker.
 
     Raises:
         UserError: If there is none, or it is of another study.
     """
     from optuna_ohgw.cells import check_cells
     from optuna_ohgw.errors import UserError
-    from optuna_ohgw.opening import open_storage
+    from optuna_ohgw.opening import PATIENCE_S, open_storage
 
-    storage = open_storage(spec.storage_url, create=False)
+    patience_s = spec.execution.patience_s if wait else PATIENCE_S
+    storage = open_storage(spec.storage_url, create=False, patience_s=patience_s, wait=wait)
     if not check_cells(storage, spec):
         raise UserError(
             f"storage: {spec.storage_url} holds no cell of {spec.name!r}; start it with 'optuna-ohgw run'"

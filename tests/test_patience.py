@@ -10,15 +10,18 @@ import time
 import optuna
 import pytest
 import sqlalchemy as sa
+from command_runs import STUDY, in_process, spec_of
 from faults import AFTER, BEFORE, STATEMENT, Faults
 from optuna.distributions import FloatDistribution
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
+from rich.console import Console
 
 from optuna_ohgw.errors import StorageLost
 from optuna_ohgw.opening import open_storage
 from optuna_ohgw.patience import MADE, Patience, hurried_by, make_patient
+from optuna_ohgw.run_study import report_at_the_end
 from optuna_ohgw.storage import BatchedStorage
 
 OFF = sa.exc.OperationalError("SELECT", {}, Exception("server closed the connection unexpectedly"))
@@ -228,6 +231,23 @@ def test_a_worker_waits_for_its_storage_at_its_start_too(tmp_path, monkeypatch):
     faults.next(2, after=False)
     url = f"sqlite:///{tmp_path / 'study.db'}"
     assert open_storage(url, create=False, wait=True).get_all_studies()[0].study_name == "s"
+
+
+def test_the_report_at_the_end_waits_for_its_storage(tmp_path, monkeypatch):
+    class Reported(Exception):
+        pass
+
+    def report(*_, **__):
+        raise Reported
+
+    spec = spec_of(tmp_path)
+    with in_process(spec):
+        faults = Faulty()
+    monkeypatch.setattr("optuna_ohgw.opening.RDBStorage", faults.around(optuna.storages.RDBStorage))
+    monkeypatch.setattr("optuna_ohgw.report.report_study", report)
+    faults.next(2, after=False)
+    with pytest.raises(Reported):
+        report_at_the_end(spec, STUDY, False, Console())
 
 
 @pytest.fixture(scope="module")

@@ -388,8 +388,11 @@ def _say(error: Exception) -> None:
 def _load(study: Path, overrides: list[str] | None, smoke: bool, url: str | None = None) -> StudySpec:
     import optuna
 
+    from optuna_ohgw.errors import UserError
     from optuna_ohgw.spec import load_spec
 
+    if url is not None and not url.strip():
+        raise UserError("--storage: is empty; give a URL, or leave it out for that of the study")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return load_spec(study, tuple(overrides or ()), smoke=smoke, storage=url)
 

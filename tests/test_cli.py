@@ -363,6 +363,23 @@ def test_storage_url_that_cannot_be_used_is_told_without_its_password(place, nam
     assert held(place) == before
 
 
+@pytest.mark.parametrize("url", ["postgres://u@h/db", "study.db", "journal:///study.log"])
+def test_what_is_no_storage_url_is_told_with_how_to_write_one(place, url):
+    before = held(place)
+    message = refused("run", "study.yaml", "--storage", url)
+    assert message.endswith(
+        "; name one like postgresql+psycopg://USER@HOST/NAME or sqlite:///FILE by --storage URL"
+    )
+    assert held(place) == before
+
+
+@pytest.mark.parametrize("name", ["run", "status", "report", "doctor"])
+def test_empty_storage_url_is_not_the_file_of_the_study(place, name):
+    before = held(place)
+    assert refused(name, "study.yaml", "--storage", "").startswith("--storage: is empty; give a URL")
+    assert held(place) == before
+
+
 @pytest.mark.parametrize(
     "change", ["storge=x://u:s3cret@h/d", "storage:x://u:s3cret@h/d", "storage={a: 'x://u:s3cret@h'}"]
 )

@@ -280,6 +280,25 @@ def test_no_password_gets_into_a_check():
     assert (check.detail, check.remedy) == ("mysql://a:***@h/x", "not mysql://h/x?password=***")
 
 
+@pytest.mark.parametrize(
+    ("study", "changes", "extras"),
+    [
+        ("digits", (), ()),
+        ("xgboost", (), ("trees",)),
+        ("cartpole", (), ("rl",)),
+        ("wikitext2", ("tracking=wandb",), ("text", "wandb")),
+        ("digits", ("scheduler={name: dyhpo}", "variations=[baseline]"), ("models",)),
+        ("digits", ("storage=postgresql+psycopg://u@h/d",), ("postgresql",)),
+        ("digits", ("storage=mysql+pymysql://u@h/d",), ("mysql",)),
+        ("digits", ("storage=mysql+mysqldb://u@h/d",), ()),  # another driver
+        ("digits", ("storage=grpc://h:1",), ("grpc",)),
+    ],
+)
+def test_the_extras_that_a_study_needs(study, changes, extras):
+    folder = Path(__file__).parents[1] / "studies"
+    assert versions.needed_extras(load_spec(folder / f"{study}.yaml", changes)) == extras
+
+
 def test_versions_of_this_installation(place, monkeypatch):
     found = {c.name: c.outcome for c in versions.check_versions(None)}
     named = ("python", "optuna", "torch", "torchvision", "timm", "kornia", "datasets", "others")

@@ -11,8 +11,10 @@ from packaging.specifiers import SpecifierSet
 
 from optuna_ohgw.doctor.check import Check, Outcome
 from optuna_ohgw.spec import StudySpec
+from optuna_ohgw.spec_kinds import ContractSpec
 
 DISTRIBUTION = "optuna-ohgw"
+_DRIVERS = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql", "grpc": "grpc"}  # by extra
 _NAMED = ("optuna", "torch", "torchvision", "timm", "kornia", "datasets")
 
 
@@ -58,7 +60,11 @@ def needed_extras(spec: StudySpec | None) -> tuple[str, ...]:
     if spec is None:
         return ()
     models = ("models",) if spec.scheduler.name in ("dyhpo", "boil") else ()
-    return (*models, *((spec.tracking,) if spec.tracking else ()))
+    needs = spec.task.needs if isinstance(spec.task, ContractSpec) else None
+    task = () if needs is None else (needs[1],)
+    kind = spec.storage_url.partition(":")[0]
+    storage = tuple(extra for extra, driver in _DRIVERS.items() if kind == driver)
+    return (*models, *task, *storage, *((spec.tracking,) if spec.tracking else ()))
 
 
 def installed(name: str) -> str | None:

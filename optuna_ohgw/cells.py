@@ -15,7 +15,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_ohgw.errors import UserError
+from optuna_ohgw.errors import AnotherStudy
 from optuna_ohgw.history import (
     CHECKPOINT,
     CONFIG_INDEX,
@@ -36,6 +36,7 @@ from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.spec_parts import ENDLESS
 from optuna_ohgw.variations import baseline_among
 
+SPEC_FILE = "spec.yaml"  # in a cell's folder: what it was made with
 _MOST_KILLS = 10  # of a trial in a row, with no checkpoint between
 
 
@@ -77,7 +78,7 @@ def check_cells(storage: BaseStorage, spec: StudySpec) -> dict[str, int]:
     as not there.
 
     Raises:
-        UserError: If a study of the same name was made otherwise, naming the first difference.
+        AnotherStudy: If a study of the same name was made otherwise, naming the first difference.
     """
     names = {cell.name for cell in cells_of(spec)}
     studies = {s.study_name: s for s in storage.get_all_studies()}
@@ -88,18 +89,35 @@ def check_cells(storage: BaseStorage, spec: StudySpec) -> dict[str, int]:
             del existing[name]
             continue
         if not isinstance(stored, dict):
-            raise UserError(
+            raise AnotherStudy(
                 f"storage: study {name!r} exists but was not made by optuna-ohgw; "
                 "name another by --set name=NAME or --set storage=URL"
             )
         difference = next(_differences(stored, spec.identity()), None)
         if difference is not None:
             field, before, now = difference
-            raise UserError(
+            raise AnotherStudy(
                 f"storage: study {name!r} was made with {field} = {json.dumps(before)}, now "
-                f"{json.dumps(now)}; restore it, or use --set name=NAME for a new study"
+                f"{json.dumps(now)}; restore it, or use run --force-new-name for a new study"
             )
     return {name: existing[name] for name in names & set(existing)}
+
+
+def check_folder(spec: StudySpec) -> None:
+    """Raise AnotherStudy if the output folder has cells of a study of another name, which would be lost."""
+    import yaml
+
+    for cell in cells_of(spec):
+        file = cell.folder(spec.folder) / SPEC_FILE
+        if not file.exists():
+            continue
+        found = yaml.safe_load(file.read_text())
+        name = found.get("name") if isinstance(found, dict) else None
+        if name is not None and name != spec.name:
+            raise AnotherStudy(
+                f"output: {spec.folder} holds study {name!r}; name another folder by --set output=FOLDER"
+            )
+        return
 
 
 def create_cell(storage: BaseStorage, spec: StudySpec, cell: Cell, environment: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from optuna_ohgw.run_study import as_typed, existing, look_further, report_at_the_end, train
+from optuna_ohgw.run_study import as_typed, existing, look_further, newly_named, report_at_the_end, train
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,12 +65,18 @@ def run(
     address: Annotated[
         str | None, typer.Option(help="Of a Ray cluster, such as auto.", show_default="one of this machine")
     ] = None,
+    force_new_name: Annotated[
+        bool,
+        typer.Option("--force-new-name", help="A study that was changed since is a new one, NAME-2."),
+    ] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Train every variation of a study with paired seeds; run it again, or on more machines, to go on."""
     console = _console(quiet=quiet)
     spec = _load(study, overrides, smoke, url)
+    if force_new_name:
+        spec, overrides = newly_named(spec, overrides, lambda given: _load(study, given, smoke, url))
     from optuna_ohgw.errors import UserError
     from optuna_ohgw.finished import has_report, is_finished
 

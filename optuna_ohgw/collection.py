@@ -112,6 +112,8 @@ def call(arguments: list[str], compare: Callable[[list[Member], bool, str | None
     if position is None or "--help" in arguments:
         return None
     path, smoke = Path(arguments[position]), "--smoke" in arguments
+    if "--force-new-name" in arguments:
+        raise UserError(f"--force-new-name: {path} names several studies; run the one that was changed alone")
     members = read_members(path, values_of(arguments, "--set"), smoke=smoke)
     status = call_each(members, arguments, position)
     if status == 0 and arguments[0] == "run" and len(members) > 1:

@@ -7,6 +7,10 @@ class UserError(Exception):
     """A mistake in what the user gave, said in one line: where, what came, what to do."""
 
 
+class AnotherStudy(UserError):
+    """The storage or the output folder is that of another study."""
+
+
 class CellFailed(RuntimeError):
     """A cell cannot go on; others can."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,44 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from optuna_ohgw.spec import StudySpec
+
+
+def newly_named(
+    spec: StudySpec, overrides: list[str] | None, load: Callable[[list[str]], StudySpec]
+) -> tuple[StudySpec, list[str]]:
+    """Return a study under the first of NAME, NAME-2, ... that is no other study's, and its overrides.
+
+    One that has such a name already is found again. An output folder that is named gets the number, too.
+
+    Args:
+        spec: The study.
+        overrides: Those it was read with.
+        load: Overrides ↦ the study read with them.
+    """
+    name, output, changes = spec.name, spec.output, list(overrides or ())
+    for number in itertools.count(2):
+        if not _is_taken(spec):
+            break
+        changes = [*(overrides or ()), f"name={name}-{number}"]
+        changes += [f"output={output}-{number}"] if output else []
+        spec = load(changes)
+    return spec, changes
+
+
+def _is_taken(spec: StudySpec) -> bool:
+    """Return whether the storage has another study of this name, or the output folder one of another name."""
+    from optuna_ohgw.cells import check_cells, check_folder
+    from optuna_ohgw.errors import AnotherStudy
+    from optuna_ohgw.opening import open_storage, sqlite_path
+
+    file = sqlite_path(spec.storage_url)
+    try:
+        check_folder(spec)
+        if file is None or file.exists():
+            check_cells(open_storage(spec.storage_url, create=True), spec)
+    except AnotherStudy:
+        return True
+    return False
 
 
 def train(spec: StudySpec, console: Console, crew: tuple[Any, ...], level: int) -> None:

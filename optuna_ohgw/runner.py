@@ -23,7 +23,7 @@ from rich.console import Console
 
 from optuna_ohgw import worker
 from optuna_ohgw.cell_study import load_cell
-from optuna_ohgw.cells import Cell, cells_of, check_cells, create_cell, to_retry
+from optuna_ohgw.cells import SPEC_FILE, Cell, cells_of, check_cells, check_folder, create_cell, to_retry
 from optuna_ohgw.claims import Claims
 from optuna_ohgw.errors import StorageLost, UserError
 from optuna_ohgw.finished import left_of
@@ -95,6 +95,7 @@ def _run(spec: StudySpec, console: Console, level: int, crew: Crew) -> bool:
             known = check_cells(storage, spec)
             if len(known) == len(cells_of(spec)) and not left_of(storage, spec):
                 return False
+        check_folder(spec)
         check_device(spec.execution.device, "execution.device")
         check_tracking(spec)
         check_installed(spec.scheduler.name, "scheduler.name")
@@ -323,7 +324,7 @@ def _prepare_folder(spec: StudySpec, cell: Cell) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     own = {"variations": (cell.variation,), "seeds": (cell.seed,), "pilot_seeds": ()}
     resolved = spec.model_copy(update={**own, "storage": hide_passwords(spec.storage)})
-    (folder / "spec.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved.model_dump(mode="json"))))
+    (folder / SPEC_FILE).write_text(OmegaConf.to_yaml(OmegaConf.create(resolved.model_dump(mode="json"))))
 
 
 def _commit() -> str | None:

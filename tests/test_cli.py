@@ -642,7 +642,33 @@ def test_changed_study_is_refused_with_field_old_and_new_value(copy, name, chang
     message = refused(name, "study.yaml", *ONE, "--set", change)
     assert message == (
         f"storage: study {CELL!r} was made with {field} = {before}, now {now}; "
-        "restore it, or use --set name=NAME for a new study"
+        "restore it, or use run --force-new-name for a new study"
     )
     assert snapshot() == kept
     assert held(copy) == files
+
+
+def test_folder_of_a_study_of_another_name_is_refused_and_left(copy):
+    weights = Path("runs/small/asha-baseline/seed-0000/best.safetensors")
+    kept, files, before = snapshot(), held(copy), weights.read_bytes()
+    message = refused("run", "study.yaml", *ONE, "--set", "name=other", "--set", "output=runs/small")
+    assert message == "output: runs/small holds study 'small'; name another folder by --set output=FOLDER"
+    assert (snapshot(), held(copy), weights.read_bytes()) == (kept, files, before)
+
+
+@pytest.mark.parametrize("output", ["", "runs/small"])
+def test_changed_study_may_go_on_as_a_new_one(copy, output):
+    kept = snapshot()
+    where = ("--set", f"output={output}") if output else ()
+    changed = (*ONE, *where, "--set", "task.epochs=2", "--force-new-name")
+    first, again = (command("run", "study.yaml", *changed) for _ in range(2))
+    assert (first.status, first.err, again.status) == (0, "", 0)
+    assert "small-2 is finished" in again.out  # it is found again
+    assert "--set name=small-2" in again.out  # for the commands that look further
+    assert snapshot() == kept
+    (study,) = (n for n in snapshot("sqlite:///runs/small-2/study.db") if not n.endswith("/workers"))
+    assert study == "small-2/asha-baseline/seed-0000"
+    third = command("run", "study.yaml", *ONE, *where, "--set", "budget.trials=2", "--force-new-name", "-q")
+    assert third.status == 0
+    assert Path("runs/small-3/study.db").is_file()
+    assert "small is finished" in command("run", "study.yaml", *ONE, *where, "--force-new-name").out

@@ -163,6 +163,11 @@ def test_no_password_is_in_the_command_of_a_call_or_shown(
     assert told.out.count("postgresql+psycopg://u:***@h/d") == 6
 
 
+def test_a_new_name_is_for_one_study() -> None:
+    with pytest.raises(UserError, match=r"^--force-new-name: .*yaml names several studies; run the one"):
+        collection.call(["run", str(TRANSFER), "--force-new-name"], lambda *_: None)
+
+
 def test_ctrl_c_between_studies_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

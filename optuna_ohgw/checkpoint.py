@@ -26,6 +26,7 @@ from optuna_ohgw.history import CHECKPOINT, COMPLETED, RECORD, RESUMED_FROM, RET
 
 FELL_BACK = "fell_back"
 _STREAMS = "streams"
+_DIGEST = 64  # hexadecimal digits of a SHA-256
 _UNUSABLE = (ArtifactNotFound, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError)
 log = logging.getLogger("optuna_ohgw.checkpoint")
 
@@ -124,14 +125,7 @@ def load(trial: optuna.Trial, store: Any, parts: Mapping[str, Any]) -> int:
     for made in chain(trial.user_attrs.get(CHECKPOINT)):
         try:
             content = _read(made, store)
-        except (
-            ArtifactNotFound,
-            OSError,
-            RuntimeError,
-            ValueError,
-            EOFError,
-            pickle.UnpicklingError,
-        ) as error:
+        except _UNUSABLE as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             reasons.append(f"epoch {made['epoch']}: {reason}")
             continue
@@ -156,6 +150,42 @@ def load(trial: optuna.Trial, store: Any, parts: Mapping[str, Any]) -> int:
     if reasons:
         trial.set_user_attr(CHECKPOINT, None)
     return 0
+
+
+def keep(store: CheckpointStore, name: str, of: Any, part: Any) -> bool:
+    """Keep the state of what is no trial, in place of the one before; return whether it could be written.
+
+    Args:
+        store: Where.
+        name: Of its file.
+        of: What it is the state of, as plain values; see :func:`take`.
+        part: Has ``state_dict``.
+    """
+    torch.save({"of": of, "state": part.state_dict()}, stream := io.BytesIO())
+    written = stream.getvalue()
+    try:
+        store.write(name, io.BytesIO(hashlib.sha256(written).hexdigest().encode() + written))
+    except OSError as error:
+        log.warning("no checkpoint %s (%s)", name, error)
+        return False
+    return True
+
+
+def take(store: CheckpointStore, name: str, of: Any, part: Any) -> bool:
+    """Bring a part to the state that was kept of it; return whether there was one of the same, unharmed."""
+    try:
+        written = (store.folder / name).read_bytes()
+        if hashlib.sha256(written[_DIGEST:]).hexdigest().encode() != written[:_DIGEST]:
+            raise ValueError("its content is not what was written")
+        content = torch.load(io.BytesIO(written[_DIGEST:]), weights_only=True, map_location="cpu")
+    except FileNotFoundError:
+        return False
+    except _UNUSABLE as error:
+        log.warning("checkpoint %s cannot be used: %s", name, (str(error).strip() or "?").splitlines()[0])
+        return False
+    if content["of"] == of:
+        part.load_state_dict(content["state"])
+    return bool(content["of"] == of)
 
 
 def delete(store: Any, checkpoint: Mapping[str, Any] | None) -> None:

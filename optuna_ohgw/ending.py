@@ -14,10 +14,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_ohgw.cells import Cell
+from optuna_ohgw.checkpoint import CheckpointStore
 from optuna_ohgw.errors import CellFailed
 from optuna_ohgw.history import CONFIG_INDEX, RECORD, checkpoint_bytes, is_interrupted
 from optuna_ohgw.spec import StudySpec
-from optuna_ohgw.trial import Best, Curve, train_final
+from optuna_ohgw.trial import FINAL_CHECKPOINT, Best, Curve, train_final
 from optuna_ohgw.workload import Workload
 
 log = logging.getLogger("optuna_ohgw.ending")
@@ -90,14 +91,16 @@ def train_to_the_end(
     if retrained:
         trained = [record["trained"] for record in trial.user_attrs[RECORD]]
         log.info("%s: training configuration %d to the end", cell.label, index)
-        best, curve = train_final(spec, work, trained, seed=cell.seed, config_index=index, stop=stop)
+        best, curve = train_final(
+            spec, work, trained, seed=cell.seed, config_index=index, stop=stop, store=CheckpointStore(folder)
+        )
     else:
         best.state = work.read(kept)
         best.value = spec.metric.best(trial.intermediate_values.values())
     assert best.state is not None
     test = work.evaluate(best.state, "test")
     best.state.export(folder / f"best{work.suffix}")
-    for path in folder.glob(f"trial-*{work.suffix}"):
+    for path in (*folder.glob(f"trial-*{work.suffix}"), folder / FINAL_CHECKPOINT):
         path.unlink(missing_ok=True)
     with (folder / "curve.csv").open("w", newline="") as file:
         writer = csv.writer(file)

@@ -33,6 +33,7 @@ BATCHES = "batches_per_epoch"
 FLOPS = "flops"
 MEMORY = "memory"
 CGROUP = "cgroup"
+FINAL_CHECKPOINT = "final.checkpoint"
 COLUMNS = (
     "mbu",
     "wall",
@@ -312,37 +313,54 @@ def train_final(
     seed: int,
     config_index: int,
     stop: Callable[[], bool] = lambda: False,
+    store: checkpoint.CheckpointStore | None = None,
 ) -> tuple[Best, Curve]:
     """Return the best state of a configuration trained to the end, with its learning curve.
 
     It repeats the trial's own streams, so on a CPU the epochs that the trial did come out the
     same. ``trained`` holds the values of each warm start of the trial, in order; rungs that it did
-    not reach are trained with the last. It ends early where it diverges.
+    not reach are trained with the last. It ends early where it diverges. With a ``store`` it leaves
+    checkpoints as a trial does, and goes on from them.
     """
-    state = work.start(seed, config_index)
+    progress = Progress(work, work.start(seed, config_index), Best(sign=spec.metric.sign))
+    of = [seed, config_index, json.dumps(trained, sort_keys=True)]
+    if store is not None and checkpoint.take(store, FINAL_CHECKPOINT, of, progress):
+        log.info("the final training goes on from epoch %d", progress.state.epoch)
     warm_epochs = (0, *spec.scheduler.rungs(spec.task.epochs))
-    curve, best, watch = Curve(), Best(sign=spec.metric.sign), Stopwatch(work.device)
-    for epoch in range(spec.task.epochs):
-        if epoch in warm_epochs and warm_epochs.index(epoch) < len(trained):
-            psi = trained[warm_epochs.index(epoch)]
-            state = replace(state, psi={**spec.constants, **state.psi, **psi})
-        state, train_loss = work.train(state, stop)
-        train_s = watch.lap()
-        evaluation = work.evaluate(state, "validation")
-        curve.append(
-            mbu=(epoch + 1) * work.batches_per_epoch,
-            wall=time.time(),
-            train_s=train_s,
-            warm_s=0.0,
-            eval_s=watch.lap(),
-            train_loss=train_loss,
-            val_loss=evaluation.loss,
-            val_metric=_metric(evaluation),
-        )
-        if not _finite(train_loss, evaluation):
-            break
-        best.offer(state, evaluation)
-    return best, curve
+    kept, saved, watch = progress.state.epoch, time.monotonic(), Stopwatch(work.device)
+    try:
+        for epoch in range(progress.state.epoch, spec.task.epochs):
+            state = progress.state
+            if epoch in warm_epochs and warm_epochs.index(epoch) < len(trained):
+                psi = trained[warm_epochs.index(epoch)]
+                state = replace(state, psi={**spec.constants, **state.psi, **psi})
+            watch.lap()
+            state, train_loss = work.train(state, stop)
+            train_s = watch.lap()
+            evaluation = work.evaluate(state, "validation")
+            progress.curve.append(
+                mbu=(epoch + 1) * work.batches_per_epoch,
+                wall=time.time(),
+                train_s=train_s,
+                warm_s=0.0,
+                eval_s=watch.lap(),
+                train_loss=train_loss,
+                val_loss=evaluation.loss,
+                val_metric=_metric(evaluation),
+            )
+            if not _finite(train_loss, evaluation):
+                break
+            progress.state = state
+            progress.best.offer(state, evaluation)
+            due = time.monotonic() - saved >= spec.execution.checkpoint_s
+            if store is not None and due and epoch + 1 < spec.task.epochs:
+                checkpoint.keep(store, FINAL_CHECKPOINT, of, progress)
+                kept, saved = progress.state.epoch, time.monotonic()
+    except Interrupted:
+        if store is not None and progress.state.epoch > kept:
+            checkpoint.keep(store, FINAL_CHECKPOINT, of, progress)
+        raise
+    return progress.best, progress.curve
 
 
 def _finite(train_loss: float, evaluation: Evaluation) -> bool:

@@ -10,13 +10,15 @@ import signal
 import time
 
 import optuna
+import pandas as pd
 import pytest
+import safetensors.torch
 import torch
-from cell_runs import StopAt, courses, in_process, run, spec_of
+from cell_runs import MEASURED, StopAt, courses, in_process, run, spec_of
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.trial import TrialState
 
-from optuna_ohgw import checkpoint, worker, workload
+from optuna_ohgw import checkpoint, ending, worker, workload
 from optuna_ohgw.cell_study import load_cell
 from optuna_ohgw.cells import cells_of, config_index, revive
 from optuna_ohgw.freezing import epochs
@@ -25,6 +27,7 @@ from optuna_ohgw.metrics import curves
 from optuna_ohgw.opening import open_storage
 from optuna_ohgw.pairing import check_pairing
 from optuna_ohgw.records import read_records
+from optuna_ohgw.training import Interrupted
 
 ALWAYS = "execution={workers: 1, cells_at_once: 1, threads: 1, device: cpu, checkpoint_s: 0}"
 NEVER = ALWAYS.replace("checkpoint_s: 0", "checkpoint_s: 1000")
@@ -207,6 +210,59 @@ def test_a_harmed_checkpoint_is_passed_over(tmp_path, monkeypatch, whole, caplog
     fell = next(t.user_attrs[checkpoint.FELL_BACK] for t in trials if checkpoint.FELL_BACK in t.user_attrs)
     assert fell["epoch"] == epoch
     assert len(fell["why"]) == many
+
+
+def finals(spec):
+    """Train the best of the baseline's cell to the end; return its record, what is left and the epochs."""
+    cell = cells_of(spec)[0]
+    folder = cell.folder(spec.folder)
+    for path in folder.glob("trial-*"):
+        path.unlink()  # as where another machine has them
+    with in_process(spec):
+        done = worker.finish(cell)
+    record = load_cell(open_storage(spec.storage_url, create=False), spec, cell).user_attrs.get("final", {})
+    return done, {n: v for n, v in record.items() if n != "seconds"}, folder
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped", "truncated", "full disk"])
+def test_a_final_training_goes_on_from_its_checkpoint(tmp_path, monkeypatch, how):
+    calm, spec = (spec_of(tmp_path / n, "asha", ALWAYS if n != "stopped" else NEVER) for n in ("calm", how))
+    for one in (calm, spec):
+        run(one)
+    _, expected, calm_folder = finals(calm)
+    assert expected["retrained"]
+    if how == "full disk":
+        monkeypatch.setattr(ending, "CheckpointStore", lambda folder: FullDisk(folder, 0))
+    trained = kill_at(monkeypatch, *([] if how == "stopped" else [(expected["config_index"], 6)]))
+    if how == "stopped":
+        honest = workload.train_epoch
+
+        def stopped(task, state, stop):
+            if state.epoch == 6:
+                raise Interrupted
+            return honest(task, state, stop)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(workload, "train_epoch", stopped)
+            assert finals(spec)[0] is False
+    else:
+        with pytest.raises(Killed):
+            finals(spec)
+    folder = cells_of(spec)[0].folder(spec.folder)
+    if how == "truncated":
+        truncate(folder / "final.checkpoint")
+    del trained[:]
+    done, record, _ = finals(spec)
+    assert done
+    assert record == expected
+    first = 0 if how in ("truncated", "full disk") else 6
+    assert [epoch for _, epoch in trained] == list(range(first, spec.task.epochs))
+    assert not (folder / "final.checkpoint").exists()
+    own, other = (safetensors.torch.load_file(f / "best.safetensors") for f in (folder, calm_folder))
+    assert own.keys() == other.keys()
+    assert all(torch.equal(own[name], other[name]) for name in own)
+    curves_of = (pd.read_csv(f / "curve.csv")[["epoch", *MEASURED]] for f in (folder, calm_folder))
+    pd.testing.assert_frame_equal(*curves_of)
 
 
 class FullDisk(checkpoint.CheckpointStore):

@@ -86,8 +86,8 @@ def train_to_the_end(
     folder, index = cell.folder(spec.folder), int(trial.user_attrs[CONFIG_INDEX])
     kept = folder / f"trial-{trial.number}{work.suffix}"
     curve = Curve(trial.user_attrs["curve"])
-    best = Best(sign=spec.metric.sign)
-    retrained = not (trial.state == TrialState.COMPLETE and kept.exists())
+    best = Best(_kept(work, kept) if trial.state == TrialState.COMPLETE else None, sign=spec.metric.sign)
+    retrained = best.state is None
     if retrained:
         trained = [record["trained"] for record in trial.user_attrs[RECORD]]
         log.info("%s: training configuration %d to the end", cell.label, index)
@@ -95,7 +95,6 @@ def train_to_the_end(
             spec, work, trained, seed=cell.seed, config_index=index, stop=stop, store=CheckpointStore(folder)
         )
     else:
-        best.state = work.read(kept)
         best.value = spec.metric.best(trial.intermediate_values.values())
     assert best.state is not None
     test = work.evaluate(best.state, "test")
@@ -121,3 +120,14 @@ def train_to_the_end(
         if retrained
         else 0.0,
     }
+
+
+def _kept(work: Workload, path: Path) -> Any:
+    """Return the state in a file; None where it is not there or was harmed."""
+    if not path.exists():
+        return None
+    try:
+        return work.read(path)
+    except Exception as error:  # of the format's library
+        log.warning("%s cannot be used, its trial is trained again: %s", path, error)
+        return None

@@ -208,6 +208,10 @@ def test_an_interrupt_before_the_workers_start_can_be_continued(
         runner.run(spec_of(tmp_path), Console(file=io.StringIO()))
 
 
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
 def gpus(monkeypatch: pytest.MonkeyPatch, count: int, shown: str | None = None) -> None:
     """Pretend that torch finds so many GPUs."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
@@ -429,7 +433,10 @@ class TestWorker:
         assert ending.best_trial(study).number == 1
         assert [p.name for p in tmp_path.glob("trial-*")] == ["trial-1.safetensors"]
 
-    def test_the_final_training_is_skipped_where_the_weights_were_kept(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("lost", [Path.unlink, truncate], ids=["gone", "truncated"])
+    def test_the_final_training_is_skipped_where_the_weights_were_kept(
+        self, tmp_path: Path, lost: Callable[[Path], None]
+    ) -> None:
         spec = spec_of(tmp_path, "variations=[asha-baseline]", "budget.trials=1", "task.epochs=3")
         run_in_process(spec)
         storage, (cell,) = open_storage(spec.storage_url, create=False), cells_of(spec)
@@ -446,7 +453,7 @@ class TestWorker:
             (cell,) = cells_of(other)
             worker.search(cell)
             for path in cell.folder(other.folder).glob("trial-*"):
-                path.unlink()
+                lost(path)
             worker.finish(cell)
         again = final_of(open_storage(other.storage_url, create=False), cell)
         assert again["retrained"]

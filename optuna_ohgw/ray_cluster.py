@@ -79,7 +79,7 @@ def connected(address: str) -> Iterator[Any]:
     Raises:
         UserError: If no cluster that this process can use is there.
     """
-    _check_port(address)
+    check_address(address)
     with _environment(_SETTINGS):
         import ray
 
@@ -122,8 +122,8 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _check_port(address: str) -> None:
-    """Raise a UserError if nobody listens at the address, for which Ray would look for two minutes."""
+def check_address(address: str) -> None:
+    """Raise a UserError if nobody listens at a cluster's address: Ray would look for two minutes."""
     if address == "auto":
         return
     try:

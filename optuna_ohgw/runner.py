@@ -32,7 +32,7 @@ from optuna_ohgw.mps import shared_gpu
 from optuna_ohgw.opening import open_storage, sqlite_path
 from optuna_ohgw.patience import hurried_by
 from optuna_ohgw.progress import show_progress
-from optuna_ohgw.ray_cluster import check_ray
+from optuna_ohgw.ray_cluster import check_address, check_ray
 from optuna_ohgw.ray_engine import places_of, run_actors
 from optuna_ohgw.reading import hide_passwords
 from optuna_ohgw.schedulers.choosers import check_installed
@@ -118,6 +118,8 @@ def _check_crew(spec: StudySpec, crew: Crew) -> None:
         check_ray()
         if crew.address is None:
             places_of(spec, crew, len(cells_of(spec)), len(_gpus()), here=True)
+        else:
+            check_address(crew.address)
         return
     if crew.engine != "processes":
         raise UserError(f"--engine: {crew.engine!r} is unknown; use processes or ray")

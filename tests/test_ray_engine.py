@@ -49,6 +49,14 @@ def test_an_actor_that_is_killed_is_restarted_and_nothing_changes(tmp_path, calm
     try:
         run.wait_until(at_work)
         time.sleep(0.5)
+        listening = [
+            c.laddr.ip
+            for process in psutil.Process(run.process.pid).children(recursive=True)
+            for c in process.net_connections("inet")
+            if c.status == psutil.CONN_LISTEN
+        ]
+        assert len(listening) > 3
+        assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
         killed = {claim.user_attrs["pid"] for claim in claims_of(run)}
         assert killed
         for pid in killed:
@@ -107,6 +115,18 @@ def test_without_ray_a_line_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(ray_cluster, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"--engine: ray is not installed; pip install 'optuna-ohgw\[ray\]'$"):
         runner.run(spec_of(tmp_path / "new"), Console(file=io.StringIO()), crew=Crew(engine="ray"))
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "host:port", "host"])
+def test_a_cluster_that_is_not_there_is_one_line_and_leaves_nothing(tmp_path, address):
+    pytest.importorskip("ray")
+    with pytest.raises(
+        UserError, match=rf"--address: no cluster at '{address}' can be used .*; start one by"
+    ):
+        runner.run(
+            spec_of(tmp_path / "new"), Console(file=io.StringIO()), crew=Crew(None, None, "ray", address)
+        )
     assert not (tmp_path / "new").exists()
 
 

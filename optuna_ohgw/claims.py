@@ -278,7 +278,10 @@ class Claims:
         return has_work(study, self._spec) or isinstance(study.pruner, SchedulerPruner)
 
     def _is_over(self, cell: Cell, errors: Mapping[str, str]) -> bool:
-        attributes = self._storage.get_study_user_attrs(self._id(cell))
+        try:
+            attributes = self._storage.get_study_user_attrs(self._id(cell))
+        except KeyError:
+            return False  # a replay's, which is being made anew
         over = FINAL in attributes or cell.label in errors
         if over:
             self._left.remove(cell)

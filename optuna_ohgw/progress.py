@@ -59,10 +59,13 @@ class ProgressView:
         for label in sorted((held | recent) - self._bars.keys() - self._finished):
             self._bars[label] = self._progress.add_task(label, total=1, best="")
         for label in list(self._bars):
-            best = self._measure(label)
+            try:
+                best, finished = self._measure(label), self._is_finished(label)
+            except KeyError:
+                continue  # a replay's, which is being made anew
             text = "" if best is None else f"best {best:.4f}"
             self._progress.update(self._bars[label], completed=self._done[label], best=text)
-            if self._is_finished(label):
+            if finished:
                 ended.append(self._cells[label])
                 self._take_off(label, text)
             elif label not in held:

@@ -255,11 +255,15 @@ def _nobody(_: FrozenTrial) -> bool:
 
 def _begin_anew(database: optuna.storages.BaseStorage, spec: StudySpec, cell: Cell) -> None:
     """Make the cell of a replay anew if it was begun: its clock is not in the storage."""
-    study_id = database.get_study_id_from_name(cell.name)
-    if database.get_n_trials(study_id):
+    try:
+        study_id = database.get_study_id_from_name(cell.name)
         environment = database.get_study_user_attrs(study_id).get("environment", {})
+        if not database.get_n_trials(study_id):
+            return
         database.delete_study(study_id)
-        create_cell(database, spec, cell, environment)
+    except KeyError:
+        environment = {}  # whoever deleted it was killed before it made it anew
+    create_cell(database, spec, cell, environment)
 
 
 def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path, ledger: Ledger) -> bool:

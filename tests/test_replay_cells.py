@@ -9,15 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from cell_runs import StopAt, in_process, run
+from optuna.trial import TrialState
 from rich.console import Console
 
 from optuna_ohgw import runner, worker
 from optuna_ohgw.cells import cells_of
+from optuna_ohgw.claims import Claims
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.evidence import gather
 from optuna_ohgw.metrics import curves, times
 from optuna_ohgw.opening import open_storage
 from optuna_ohgw.pairing import check_pairing
+from optuna_ohgw.progress import show_progress
 from optuna_ohgw.records import read_records
 from optuna_ohgw.replays import export
 from optuna_ohgw.schedulers import SCHEDULERS, Settings
@@ -178,6 +181,27 @@ def test_a_replay_that_was_stopped_begins_its_cell_anew(study):
     assert reached_of(broken) != whole
     runner.run(broken, Console(file=io.StringIO()))
     assert reached_of(broken) == whole
+
+
+def test_a_cell_that_is_gone_while_it_is_made_anew_is_in_nobodys_way(study):
+    """A worker deletes it and is killed; others, and whoever shows progress, look on."""
+    spec = study("scheduler.name=asha-promotion", "variations=[baseline]", "seeds=[0]")
+    (cell,) = cells_of(spec)
+    with in_process(spec):
+        storage = open_storage(spec.storage_url, create=False)
+        claims = Claims(storage, spec, "cpu")
+        with show_progress(storage, spec, claims, Console(file=io.StringIO())) as view:
+            dead = Claims(storage, spec, "cpu").take()
+            view.look()
+            storage.delete_study(storage.get_study_id_from_name(cell.name))
+            assert view.look() == []
+            storage.set_trial_state_values(dead.trial_id, TrialState.FAIL)
+            assert claims.may_need_me()
+            assert claims.take() is not None
+            worker.search(cell, claims)
+            assert worker.finish(cell)
+            assert view.look() == [cell]
+    assert len(next(iter(reached_of(spec).values()))) == CONFIGS
 
 
 def test_a_curve_that_ends_or_diverges_ends_its_trial(study):

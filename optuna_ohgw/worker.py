@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -293,6 +294,7 @@ def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path, led
         raise  # no fault of the trial, which goes on when it is back
     except Exception as error:
         log.error("%s trial %d failed: %s", cell.label, trial.number, traceback.format_exc())
+        _end_with_the_device()
         trial.set_user_attr("reason", f"{type(error).__name__}: {error}"[:500])
         if isinstance(error, torch.OutOfMemoryError):
             _workloads.clear()  # a captured step holds its memory
@@ -300,6 +302,21 @@ def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path, led
     study.tell(trial.number, value, state)
     _report(study, trial, cell, state)
     return state != TrialState.FAIL or context.stops()
+
+
+def _end_with_the_device() -> None:
+    """End this process if it cannot use its GPU any more, as after an illegal access.
+
+    Every trial of every cell would fail in it. Another takes its place, where the present one goes on.
+    """
+    device = resolve_device(_ready().spec.execution.device)
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        log.error("this process has lost its GPU and ends: %s", error)
+        os._exit(1)
 
 
 def _next(study: optuna.Study, ledger: Ledger, folder: Path) -> optuna.Trial | None:

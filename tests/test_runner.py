@@ -313,6 +313,30 @@ class TestWorker:
         assert set(table["failed"]) == {3}
         assert len(final) == 1
 
+    def test_a_worker_whose_gpu_is_lost_ends_and_its_trial_has_not_failed(
+        self, spec: StudySpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Ended(BaseException):
+            pass
+
+        def end(status: int) -> None:
+            raise Ended(status)
+
+        def lost(device: Any) -> None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        def run_trial(*args: Any, **kwargs: Any) -> Any:
+            monkeypatch.setattr(worker, "resolve_device", lambda name: torch.device("cuda"))
+            lost(None)
+
+        monkeypatch.setattr(worker, "run_trial", run_trial)
+        monkeypatch.setattr(worker, "_record", lambda claim: {"claim": claim})
+        monkeypatch.setattr(worker.os, "_exit", end)
+        monkeypatch.setattr(torch.cuda, "synchronize", lost)
+        with in_process(spec), pytest.raises(Ended, match="1"):
+            worker.search(cells_of(spec)[0])
+        assert trials_of(spec)["asha-baseline/seed-0003"][0].state == TrialState.RUNNING
+
     def test_a_storage_that_is_lost_is_no_failure_of_the_trial(
         self, spec: StudySpec, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -23,6 +23,7 @@ from optuna_ohgw.spec import StudySpec
 
 BEAT_S, GRACE_S = 10.0, 60.0
 CELL, BEAT, ERROR, DONE, DEVICE = "cell", "beat", "error", "done", "device"
+AT_MOST = "at_most"  # workers on the cell, as the claimant's own study file has it
 _ALIVE, _DEAD, _UNKNOWN = "alive", "dead", "unknown"
 _MADE_BY = "made_by"
 log = logging.getLogger("optuna_ohgw.claims")
@@ -135,7 +136,8 @@ class Claims:
 
     A claim is a running trial of the study ``NAME/workers``; numbers are given in one order that all
     processes see. A claim holds if fewer than ``execution.workers`` living ones on the same cell have a
-    lower number; else it is withdrawn. So no lock is needed, and no two machines' clocks.
+    lower number; else it is withdrawn. So no lock is needed, and no two machines' clocks. Where runs
+    differ in ``execution.workers`` the fewest hold: one that is alone writes as if nobody else did.
 
     Args:
         storage: The database, as it is (what waits in a worker's cache is not seen by others).
@@ -151,6 +153,7 @@ class Claims:
         self._study = workers_study(storage, spec)
         self._pulse = pulse or Pulse()
         self._left = cells_of(spec)
+        self._limits: dict[int, int] = {}  # of the running claims: how many their workers let in
         self._idle: dict[Cell, tuple[int, int]] = {}  # how a cell was when nothing was found in it
         self._beats, self._me, self._own_id = 0, uuid.uuid4().hex, -1
         self._since = storage.get_n_trials(self._study)
@@ -161,7 +164,7 @@ class Claims:
         pulses, errors = self.pulses(), self.errors()
         for cell in list(self._left):
             holders = self._holders(cell, pulses)
-            full = len(holders) >= self._spec.execution.workers
+            full = len(holders) >= self._at_most(holders)
             if full or self._is_over(cell, errors) or not self._needs(cell, bool(holders)):
                 continue
             claim = self._claim(cell)
@@ -176,7 +179,7 @@ class Claims:
             if self._is_over(cell, errors):
                 continue
             known = [number for number, how in self._holders(cell, pulses).items() if how == _ALIVE]
-            if len(known) < self._spec.execution.workers:
+            if len(known) < self._at_most(known):
                 return True
         return False
 
@@ -224,6 +227,7 @@ class Claims:
                 except UpdateFinishedTrialError:
                     continue  # it was given back meanwhile
                 log.info("a worker of %s on %s is gone", claim.user_attrs[CELL], claim.user_attrs["host"])
+        self._limits = {c.number: c.user_attrs[AT_MOST] for c in running if AT_MOST in c.user_attrs}
         return {c.number: (c.user_attrs[CELL], found[c.number]) for c in running if found[c.number] != _DEAD}
 
     def alive(self) -> Callable[[FrozenTrial], bool]:
@@ -252,13 +256,14 @@ class Claims:
         }
 
     def _claim(self, cell: Cell) -> Claim | None:
-        attributes = {CELL: cell.label, DEVICE: self._device, _MADE_BY: self._me, **identity()}
+        own = {CELL: cell.label, DEVICE: self._device, AT_MOST: self._spec.execution.workers}
+        attributes = {**own, _MADE_BY: self._me, **identity()}
         template = create_trial(state=TrialState.RUNNING, user_attrs=attributes)
         trial_id = self._storage.create_new_trial(self._study, template)
         self._own_id = trial_id
         number = self._storage.get_trial(trial_id).number
         before = [n for n in self._holders(cell, self.pulses()) if n < number]
-        if len(before) >= self._spec.execution.workers or self._is_over(cell, {}):
+        if len(before) >= self._at_most(before) or self._is_over(cell, {}):
             self._end(trial_id, TrialState.PRUNED)
             return None
         self.own = Claim(cell, number, trial_id)
@@ -266,6 +271,11 @@ class Claims:
 
     def _holders(self, cell: Cell, pulses: Mapping[int, tuple[str, str]]) -> dict[int, str]:
         return {number: how for number, (label, how) in pulses.items() if label == cell.label}
+
+    def _at_most(self, holders: Iterable[int]) -> int:
+        """Return how many may work on a cell: the fewest that its holders and this worker let in."""
+        own = self._spec.execution.workers
+        return min([own, *(self._limits.get(number, own) for number in holders)])
 
     def _needs(self, cell: Cell, held: bool) -> bool:
         if not held:

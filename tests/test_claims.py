@@ -122,10 +122,24 @@ def test_a_cell_takes_so_many_workers_and_no_more(study) -> None:
     assert workers[1].is_first()
 
 
-def test_of_two_that_claim_at_once_the_earlier_has_it(study, monkeypatch) -> None:
-    """The second claims before the first has looked who else did."""
-    spec, storage = study("seeds=[3]")
-    first, second = Claims(storage, spec, "cpu"), Claims(storage, spec, "cpu")
+@pytest.mark.parametrize("workers", [(1, 3), (3, 1)])
+def test_runs_that_differ_in_the_workers_of_a_cell_keep_to_the_fewest(study, workers) -> None:
+    spec, storage = study("seeds=[3]", f"execution.workers={workers[0]}")
+    other, _ = study("seeds=[3]", f"execution.workers={workers[1]}")
+    first, second = Claims(storage, spec, "cpu"), Claims(storage, other, "cpu")
+    assert first.take() is not None
+    assert second.take() is None
+    assert not second.may_need_me()
+    first.release()
+    assert second.take() is not None
+    assert first.take() is None
+
+
+@pytest.mark.parametrize("workers", [(1, 3), (3, 1), (3, 3)])
+def test_of_two_that_claim_at_once_the_earlier_has_it(study, monkeypatch, workers) -> None:
+    """The second claims before the first has looked who else did; three would have room for both."""
+    (spec, storage), (other, _) = (study("seeds=[3]", f"execution.workers={n}") for n in workers)
+    first, second = Claims(storage, spec, "cpu"), Claims(storage, other, "cpu")
     create, taken = storage.create_new_trial, []
 
     def meanwhile(study_id, template):
@@ -136,10 +150,10 @@ def test_of_two_that_claim_at_once_the_earlier_has_it(study, monkeypatch) -> Non
 
     monkeypatch.setattr(storage, "create_new_trial", meanwhile)
     taken.append(first.take())
-    assert taken[0] is None
+    assert [t is not None for t in taken] == [workers == (3, 3), True]
     assert taken[1].number == 0
     states = [t.state for t in storage.get_all_trials(storage.get_study_id_from_name("digits/workers"))]
-    assert states == [TrialState.RUNNING]
+    assert states == [TrialState.RUNNING, *([TrialState.RUNNING] if workers == (3, 3) else [])]
 
 
 def test_the_claim_of_a_dead_worker_is_ended_and_its_trials_are_free(study, monkeypatch) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from optuna.storages import BaseStorage, RDBStorage
+from sqlalchemy import create_engine, inspect
 from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from optuna_ohgw.errors import StorageLost, UserError
@@ -41,17 +44,18 @@ def open_storage(
 
     Args:
         url: Its URL.
-        create: Whether a SQLite file may be made.
+        create: Whether an SQLite file, and Optuna's tables in a database, may be made.
         patience_s: For how long a call waits for a server that does not answer.
         wait: Whether opening waits, too; else one that does not answer now is a mistake in the URL.
         patience: What waits, in place of ``patience_s``.
 
     Raises:
-        UserError: If it cannot be opened, is no Optuna storage, or is of another schema version.
+        UserError: If it cannot be opened, is no Optuna storage, or is of another schema version; if it
+            would have to be made and may not.
         StorageLost: From any call, if the storage does not answer for too long.
     """
     patience = patience or Patience(patience_s, shown_url(url))
-    return _open(url, _connect_any, create=create, patience=patience, wait=wait)
+    return _open(url, partial(_connect_any, create=create), create=create, patience=patience, wait=wait)
 
 
 def open_database(
@@ -59,7 +63,7 @@ def open_database(
 ) -> RDBStorage:
     """Return the database at a URL, see :func:`open_storage`."""
     patience = Patience(patience_s, shown_url(url))
-    return _open(url, _connect, create=create, patience=patience, wait=wait)
+    return _open(url, partial(_connect, create=create), create=create, patience=patience, wait=wait)
 
 
 def for_trials(
@@ -117,9 +121,9 @@ def _first_line(error: Exception) -> str:
     return reason_of(error)
 
 
-def _connect_any(url: str) -> BaseStorage:
+def _connect_any(url: str, *, create: bool) -> BaseStorage:
     if not url.startswith("grpc:"):
-        return _connect(url)
+        return _connect(url, create=create)
     from optuna_ohgw import proxy
 
     return proxy.connect(url)
@@ -131,22 +135,31 @@ def shown_url(url: str) -> str:
     return str(path) if path is not None else hide_passwords(url.rsplit("@", maxsplit=1)[-1])
 
 
-def _connect(url: str) -> RDBStorage:
+def _connect(url: str, *, create: bool) -> RDBStorage:
     """Return the storage; its connections notice a server that is gone in seconds, not minutes."""
-    if url.startswith("sqlite"):
-        return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
-    arguments: dict[str, Any] = {"connect_timeout": 10}
+    arguments: dict[str, Any] = {"timeout": 60} if url.startswith("sqlite") else {"connect_timeout": 10}
     if url.startswith("postgresql"):
         arguments |= {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
         arguments |= {"tcp_user_timeout": 20_000}  # milliseconds
     elif url.startswith("mysql"):
         arguments |= {"read_timeout": 60, "write_timeout": 60}
+    if not create:
+        _check_tables(url, arguments)
     # Two machines may make the tables at the same moment.
     kinds = IntegrityError, ProgrammingError
     making = Retrying(retry=retry_if_exception_type(kinds), stop=stop_after_attempt(3), wait=wait_fixed(0.5))
-    options = {"connect_args": arguments, "pool_pre_ping": True}
+    options = {"connect_args": arguments, "pool_pre_ping": not url.startswith("sqlite")}
     storage: RDBStorage = making(RDBStorage, url, engine_kwargs=options)
     return storage
+
+
+def _check_tables(url: str, arguments: dict[str, Any]) -> None:
+    """Raise a UserError if a database has no tables of Optuna's, which would make them to look at them."""
+    engine = create_engine(url, connect_args=arguments, poolclass=NullPool)
+    if not inspect(engine).has_table("studies"):
+        raise UserError(
+            f"storage: {shown_url(url)} holds no study; start one with 'optuna-ohgw run', or name another"
+        )
 
 
 def _driver(url: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -37,3 +38,11 @@ def test_an_outage_that_optuna_goes_round_is_not_told_twice(caplog) -> None:
     finally:
         logger.removeHandler(caplog.handler)
     assert {record.getMessage() for record in caplog.records} == {"something else"}
+
+
+def test_a_database_without_tables_is_told_and_gets_none(tmp_path):
+    file = tmp_path / "empty.db"
+    sqlite3.connect(file).close()
+    with pytest.raises(UserError, match=r"empty\.db holds no study; start one with 'optuna-ohgw run'"):
+        open_storage(f"sqlite:///{file}", create=False)
+    assert file.read_bytes() == b""

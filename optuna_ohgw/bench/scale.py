@@ -15,7 +15,7 @@ from optuna.pruners import SuccessiveHalvingPruner
 from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 
-from optuna_ohgw.opening import open_storage
+from optuna_ohgw.opening import open_database
 from optuna_ohgw.storage import BatchedStorage
 
 SLEEPERS, OF_CELL = 32, 4
@@ -29,13 +29,13 @@ def sleepers_share(url: str, count: int = SLEEPERS, trials: int = _TRIALS) -> fl
     sleep 0.1 s an epoch, at most 27. Threads share one interpreter, so it is an upper bound.
     """
     name = f"optuna-ohgw-bench-{uuid.uuid4().hex[:8]}"
-    plain = open_storage(url, create=True)
+    plain = open_database(url, create=True)
     cells = [f"{name}-{n}" for n in range(-(-count // OF_CELL))]
     for cell in cells:
         optuna.create_study(study_name=cell, storage=plain, direction="maximize")
     shares: list[float] = []
     # Opened one after the other: the check of the schema is not for threads.
-    storages = [open_storage(url, create=False) for _ in range(count)]
+    storages = [open_database(url, create=False) for _ in range(count)]
     threads = [
         threading.Thread(target=_sleeper, args=(storages[n], cells[n // OF_CELL], n, trials, shares))
         for n in range(count)
@@ -48,6 +48,8 @@ def sleepers_share(url: str, count: int = SLEEPERS, trials: int = _TRIALS) -> fl
     finally:
         for cell in cells:
             optuna.delete_study(study_name=cell, storage=plain)
+        for storage in (plain, *storages):  # a server has few connections
+            storage.engine.dispose()
     if len(shares) < count:
         raise RuntimeError(f"bench: {count - len(shares)} of {count} sleeping workers failed")
     return sum(shares) / count

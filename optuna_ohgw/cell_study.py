@@ -13,7 +13,7 @@ from optuna.trial import TrialState, create_trial
 from optuna_ohgw.cells import Cell, Ledger, config_index, has_work, is_surplus
 from optuna_ohgw.history import CONFIG_INDEX, INTERRUPTED, SURPLUS
 from optuna_ohgw.pruner import RetryAwarePruner
-from optuna_ohgw.sampler import OhgwSampler, PairedSampler
+from optuna_ohgw.sampler import HISTORY_FREE, OhgwSampler, PairedSampler
 from optuna_ohgw.schedulers import SCHEDULERS, Settings
 from optuna_ohgw.schedulers.chooser_pruner import ChooserPruner
 from optuna_ohgw.schedulers.choosers import CHOOSERS
@@ -31,7 +31,8 @@ def load_cell(storage: BaseStorage, spec: StudySpec, cell: Cell, slot: int = 0) 
     if spec.replays:
         study.sampler = TableSampler(courses_of(spec, cell))
         return study
-    study.sampler = OhgwSampler(_base_sampler(spec, cell.seed, slot, len(study.get_trials(deepcopy=False))))
+    known = 0 if spec.sampler in HISTORY_FREE else len(study.get_trials(deepcopy=False))
+    study.sampler = OhgwSampler(_base_sampler(spec, cell.seed, slot, known))
     return study
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import json
 import logging
 import threading
 import time
@@ -12,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import sqlalchemy as sa
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
@@ -199,10 +201,24 @@ def _patient_creation(
 
 
 def _create_once(storage: RDBStorage, study_id: int, template: FrozenTrial) -> FrozenTrial:
-    """Make a trial by Optuna's own steps, without its own five tries, each of which may make one."""
+    """Make a trial by Optuna's own steps, without its own five tries, each of which may make one.
+
+    All attributes go in one statement, not each in a look and a statement of its own.
+    """
+    bare = copy.copy(template)
+    bare.user_attrs, bare.system_attrs = {}, {}
+    kinds = {models.TrialUserAttributeModel: template.user_attrs}
+    kinds |= {models.TrialSystemAttributeModel: template.system_attrs}
     with _create_scoped_session(storage.scoped_session) as session:
         models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
-        row = storage._get_prepared_new_trial(study_id, template, session)
+        row = storage._get_prepared_new_trial(study_id, bare, session)
+        for model, attributes in kinds.items():
+            rows = [
+                {"trial_id": row.trial_id, "key": key, "value_json": json.dumps(value)}
+                for key, value in attributes.items()
+            ]
+            if rows:
+                session.execute(sa.insert(model), rows)
         trial = copy.deepcopy(template)
         trial.number, trial._trial_id = int(row.number), int(row.trial_id)
         trial.datetime_start = row.datetime_start

@@ -221,7 +221,7 @@ def run_trial(  # noqa: PLR0915 - one trial, top to bottom
     warm_epochs = (0, *rungs) if spec.warm_start.every_rung and settings is not None else (0,)
     every_s = spec.execution.checkpoint_s if store is not None else None
     known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
-    curve, first, warm_starts, mbu = progress.curve, 0, 0, 0.0
+    curve, first, warm_starts, warmed, mbu = progress.curve, 0, 0, 0, 0.0
     flushed = time.monotonic()
     with recorded_memory(trial, work.device) as memory:
         watch = Stopwatch(work.device)
@@ -230,9 +230,10 @@ def run_trial(  # noqa: PLR0915 - one trial, top to bottom
                 epoch, state = number - 1, progress.state
                 if not first:
                     first, curve, warm_starts = number, progress.curve, _warm_starts(trial)
+                    warmed = warm_starts
                     # Not from the curve, which is rounded.
-                    warmed = sum(r["cost_mbu"] for r in trial.user_attrs.get(RECORD, [])[:warm_starts])
-                    mbu = float(warmed + work.batches_per_epoch * epoch)
+                    cost = sum(r["cost_mbu"] for r in trial.user_attrs.get(RECORD, [])[:warm_starts])
+                    mbu = float(cost + work.batches_per_epoch * epoch)
                 if number > first and spent():
                     _prune(trial, curve, f"budget of the cell spent after epoch {epoch}")
                 warm_s = 0.0
@@ -243,9 +244,9 @@ def run_trial(  # noqa: PLR0915 - one trial, top to bottom
                     loss = work.loss(base, rung, spec.warm_start.horizon) if settings else None
                     psi = ohgw_suggest(trial, space, loss, settings, every_rung=rung > 0, seed=seed)
                     state = replace(base, psi={**base.psi, **psi})
-                    record = trial.user_attrs[RECORD][-1]
-                    mbu += record["cost_mbu"]
-                    warm_s = record.get("seconds", 0.0)
+                    records = trial.user_attrs[RECORD]
+                    warmed, mbu = len(records), mbu + records[-1]["cost_mbu"]
+                    warm_s = records[-1].get("seconds", 0.0)
                 watch.lap()
                 state, train_loss = work.train(state, stop)
                 train_s = watch.lap()
@@ -270,7 +271,7 @@ def run_trial(  # noqa: PLR0915 - one trial, top to bottom
                 log.debug("configuration %d epoch %d: training loss %.4f, validation metric %.4f", *shown)
                 progress.state = state
                 progress.best.offer(state, evaluation)
-                warm_starts = len(trial.user_attrs[RECORD])
+                warm_starts = warmed
                 if number == total or number in rungs or time.monotonic() - flushed > _FLUSH_SECONDS:
                     trial.set_user_attr(CURVE, curve.columns)
                     flushed = time.monotonic()

@@ -242,12 +242,13 @@ def finish(cell: Cell) -> bool:
 
 def _is_searched(cell: Cell) -> bool:
     """Return whether a cell's search is at its end, so that its best can be trained to the end."""
-    spec = _ready().spec
-    study = load_cell(_database(spec), spec, cell)
-    states = {t.state for t in study.get_trials(deepcopy=False)}
-    if TrialState.RUNNING in states:
+    spec, database = _ready().spec, _database(_ready().spec)
+    study_id = database.get_study_id_from_name(cell.name)
+    if database.get_n_trials(study_id, TrialState.RUNNING):
         return False
-    return TrialState.WAITING not in states or Ledger(study, spec).is_spent()
+    if not database.get_n_trials(study_id, TrialState.WAITING):
+        return True
+    return Ledger(load_cell(database, spec, cell), spec).is_spent()
 
 
 def _nobody(_: FrozenTrial) -> bool:

@@ -7,8 +7,10 @@ import time
 import optuna
 import pytest
 
+from optuna_ohgw import suggest, warmstart
 from optuna_ohgw.bench.scale import simulated, sleepers_share
 from optuna_ohgw.bench.workers import clock_on
+from optuna_ohgw.sampler import OhgwSampler
 
 
 def test_without_contention_speed_is_the_number_of_workers():
@@ -52,6 +54,20 @@ def test_the_clock_counts_what_is_nested_once_and_training_not_at_all(monkeypatc
     assert spent[0] == before  # it is taken off at the end
 
 
+def test_the_clock_leaves_out_a_warm_start(monkeypatch):
+    def slow(*arguments, **options):
+        time.sleep(0.2)
+        return plain(*arguments, **options)
+
+    plain = warmstart.warm_start
+    monkeypatch.setattr(warmstart, "warm_start", slow)
+    study = optuna.create_study(sampler=OhgwSampler(optuna.samplers.RandomSampler(seed=0)))
+    trial, space = study.ask(), {"lr": optuna.distributions.FloatDistribution(1e-3, 1, log=True)}
+    with clock_on() as spent:
+        suggest.ohgw_suggest(trial, space, lambda psi: psi["lr"] ** 2)
+    assert 0 < spent[0] < 0.1
+
+
 def test_sleeping_workers_sleep_most_of_their_time(tmp_path):
-    share = sleepers_share(f"sqlite:///{tmp_path / 'study.db'}", count=2, trials=1)
+    share = sleepers_share(f"sqlite:///{tmp_path / 'study.db'}", 0.1, trials=1, count=2)
     assert 0 < share < 0.5

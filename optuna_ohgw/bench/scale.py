@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import random
 import threading
 import time
 import uuid
@@ -19,14 +20,21 @@ from optuna_ohgw.opening import open_database
 from optuna_ohgw.storage import BatchedStorage
 
 SLEEPERS, OF_CELL = 32, 4
-_EPOCHS, _EPOCH_S, _TRIALS = 27, 0.1, 6
+_EPOCHS = 27
 
 
-def sleepers_share(url: str, count: int = SLEEPERS, trials: int = _TRIALS) -> float:
+def sleepers_share(url: str, epoch_s: float, trials: int, count: int = SLEEPERS) -> float:
     """Return the share of their time in which sleeping workers did not sleep: storage and scheduling.
 
-    Each is a thread with a connection of its own; four share a cell, under Optuna's halving. Trials
-    sleep 0.1 s an epoch, at most 27. Threads share one interpreter, so it is an upper bound.
+    Each is a thread with a connection of its own; four share a cell, under Optuna's halving. Trials sleep
+    at most 27 epochs, each half to three halves of the time given, so that they are not in step. Threads
+    share one interpreter, and with the server this machine's cores, so it is an upper bound.
+
+    Args:
+        url: Of the storage.
+        epoch_s: Seconds that an epoch sleeps in the mean.
+        trials: Of each worker.
+        count: Number of workers.
     """
     name = f"optuna-ohgw-bench-{uuid.uuid4().hex[:8]}"
     plain = open_database(url, create=True)
@@ -37,7 +45,7 @@ def sleepers_share(url: str, count: int = SLEEPERS, trials: int = _TRIALS) -> fl
     # Opened one after the other: the check of the schema is not for threads.
     storages = [open_database(url, create=False) for _ in range(count)]
     threads = [
-        threading.Thread(target=_sleeper, args=(storages[n], cells[n // OF_CELL], n, trials, shares))
+        threading.Thread(target=_sleeper, args=(storages[n], cells[n // OF_CELL], n, trials, epoch_s, shares))
         for n in range(count)
     ]
     try:
@@ -55,11 +63,15 @@ def sleepers_share(url: str, count: int = SLEEPERS, trials: int = _TRIALS) -> fl
     return sum(shares) / count
 
 
-def _sleeper(database: RDBStorage, cell: str, number: int, trials: int, shares: list[float]) -> None:
+def _sleeper(
+    database: RDBStorage, cell: str, number: int, trials: int, epoch_s: float, shares: list[float]
+) -> None:
     storage = BatchedStorage(database, owner={"worker": {"claim": number}})
     pruner = SuccessiveHalvingPruner(min_resource=3, reduction_factor=3, bootstrap_count=2)
     sampler = RandomSampler(seed=number)
     study = optuna.load_study(study_name=cell, storage=storage, sampler=sampler, pruner=pruner)
+    draw = random.Random(number)
+    time.sleep(draw.uniform(0, epoch_s))  # workers are not in step
     began, slept = time.perf_counter(), 0.0
     for _ in range(trials):
         trial = study.ask()
@@ -67,7 +79,7 @@ def _sleeper(database: RDBStorage, cell: str, number: int, trials: int, shares: 
         state = optuna.trial.TrialState.COMPLETE
         for epoch in range(1, _EPOCHS + 1):
             started = time.perf_counter()
-            time.sleep(_EPOCH_S)
+            time.sleep(draw.uniform(0.5, 1.5) * epoch_s)
             slept += time.perf_counter() - started
             trial.report(value + epoch / _EPOCHS, epoch)
             if trial.should_prune():

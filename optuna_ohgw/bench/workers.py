@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import gc
 import statistics
 import subprocess
 import sys
@@ -22,7 +22,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from optuna_ohgw import worker
+from optuna_ohgw import processes, suggest, warmstart, worker
 from optuna_ohgw.bench.clock import Spread, machine
 from optuna_ohgw.bench.copies import fill_storage
 from optuna_ohgw.bench.scale import SLEEPERS, Scale, simulated, sleepers_share, storage_of_environment
@@ -38,11 +38,12 @@ from optuna_ohgw.spec_parts import BudgetSpec
 
 _SEEDS, _CELLS_SEEDS = 2, 32
 _FEW: dict[str, Any] = {"seeds": tuple(range(_SEEDS)), "pilot_seeds": ()}
+_SLEEPING = ((1.0, 3, "5%"), (0.1, 6, ""))  # seconds an epoch, trials of each worker, bar
 _COMMAND = "from optuna_ohgw.cli import main; main()"
 
 
 def workers(console: Console, device_name: str, repeats: int) -> None:
-    """Print the figures of many workers. Cost: some two minutes a repeat."""
+    """Print the figures of many workers. Cost: some three minutes a repeat."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     table = Table(title="Workers", box=box.SIMPLE_HEAD, title_justify="left")
     for heading in ("", "measured", "bar"):
@@ -54,13 +55,11 @@ def workers(console: Console, device_name: str, repeats: int) -> None:
     shares = Spread.of([share for share, _ in clocked]).text(".1%")
     table.add_row(f"storage and scheduling, {WORKERS} workers on SQLite", shares, "2%")
     url = storage_of_environment()
-    if url is None:
-        table.add_row(
-            f"the same, {SLEEPERS} sleeping workers on a server", "OPTUNA_OHGW_STORAGE is not set", "5%"
-        )
-    else:
-        sleeping = Spread.of([sleepers_share(url) for _ in range(repeats)]).text(".1%")
-        table.add_row(f"the same, {SLEEPERS} sleeping workers on a server", sleeping, "5%")
+    for epoch_s, trials, bar in _SLEEPING:
+        shown = "OPTUNA_OHGW_STORAGE is not set"
+        if url is not None:
+            shown = Spread.of([sleepers_share(url, epoch_s, trials) for _ in range(repeats)]).text(".1%")
+        table.add_row(f"the same, {SLEEPERS} that sleep {epoch_s:g} s an epoch, on a server", shown, bar)
     answers = Spread.of(_answers(device_name, repeats)).text()
     table.add_row(f"run on a finished study of {4 * _CELLS_SEEDS} cells, s", answers, "3")
     console.print(table)
@@ -70,7 +69,7 @@ def workers(console: Console, device_name: str, repeats: int) -> None:
     console.print(
         f"digits, {_SEEDS} seeds, SQLite, one thread a worker. Storage and scheduling: all time in calls\n"
         "of the storage, ask, tell, pruner and claims, by a clock in both workers, over their whole time.\n"
-        "Sleeping workers: threads with a connection each, four a cell, 0.1 s an epoch. Scale: simulated\n"
+        "Sleeping workers: threads with a connection each, four a cell. Scale: simulated\n"
         "from the figures above, a core for each worker and a storage that serves one at a time.",
         highlight=False,
     )
@@ -91,14 +90,14 @@ def _clocked_run(device_name: str) -> tuple[float, int]:
         storage = open_storage(spec.storage_url, create=True)
         for cell in cells_of(spec):
             prepare(storage, spec, cell)
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(WORKERS) as pool:
+        with processes.context(worker.resolve_device(device_name).type).Pool(WORKERS) as pool:
             measured = pool.starmap(_clocked, [(spec, number) for number in range(WORKERS)])
         return sum(s for s, _, _ in measured) / sum(w for _, w, _ in measured), max(m for _, _, m in measured)
 
 
 def _clocked(spec: StudySpec, number: int) -> tuple[float, float, int]:
     """Work as a worker; return seconds in storage and scheduling, all seconds, and memory in bytes."""
+    gc.freeze()  # as workers do
     with clock_on() as spent:
         began = time.perf_counter()
         worker.serve(spec, number, 30, threading.Event())
@@ -107,8 +106,11 @@ def _clocked(spec: StudySpec, number: int) -> tuple[float, float, int]:
 
 @contextmanager
 def clock_on() -> Iterator[list[float]]:
-    """Count the seconds of this thread in storage and scheduling while inside; what is nested counts once."""
-    spent, depth, mine = [0.0], [0], threading.get_ident()
+    """Count the seconds of this thread in storage and scheduling while inside; what is nested counts once.
+
+    A warm start, which happens while its parameters are suggested, is none of it.
+    """
+    spent, depth, mine, warmed = [0.0], [0], threading.get_ident(), warmstart.warm_start
 
     def clocked(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -123,6 +125,13 @@ def clock_on() -> Iterator[list[float]]:
 
         return call
 
+    def warm_start(*arguments: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return warmed(*arguments, **options)
+        finally:
+            spent[0] -= (time.perf_counter() - began) * depth[0]
+
     places: tuple[tuple[Any, tuple[str, ...]], ...] = (
         (Patience, ("call",)),
         (Claims, ("take", "release", "is_first", "may_need_me")),
@@ -130,7 +139,10 @@ def clock_on() -> Iterator[list[float]]:
         (optuna.Trial, ("report", "should_prune", "set_user_attr", "suggest_float")),
         (worker, ("_next",)),
     )
+    read = clocked(vars(optuna.Trial)["user_attrs"].fget)
     with ExitStack() as stack:
+        stack.enter_context(patch.object(suggest, "warm_start", warm_start))
+        stack.enter_context(patch.object(optuna.Trial, "user_attrs", property(read)))
         for owner, names in places:
             for name in names:
                 stack.enter_context(patch.object(owner, name, clocked(getattr(owner, name))))
@@ -145,10 +157,12 @@ def _answers(device_name: str, repeats: int) -> list[float]:
         first, *others = cells_of(spec)
         spec.folder.mkdir(parents=True)
         storage = open_database(spec.storage_url, create=True)
-        with as_worker():
-            prepare(storage, spec, first)
-            search(spec, first, finish=True)
+        prepare(storage, spec, first)
         claims = Claims(storage, spec, device_name)
+        claims.take()  # by when the last was released a report knows that it is of today
+        with as_worker():
+            search(spec, first, finish=True)
+        claims.release(done=True)
         fill_storage(storage, optuna.load_study(study_name=first.name, storage=storage)._study_id, others)
         assert claims.take() is None
         file = Path(folder) / "digits.yaml"

@@ -28,7 +28,7 @@ from optuna_ohgw.spec_parts import BudgetSpec, SchedulerSpec
 _VARIATION = "asha-ohgw-1step"
 _EPOCHS = 3
 _TRIALS = (10, 100, 1000)
-_CELLS = (4, 100, 1000)
+_CELLS = (4, 100, 2500)  # of _OF_CELL trials: to 10,000 in one storage
 _FIRST = 10  # real trials of the cell that grows
 # Of so many after _FIRST trials of value 0 each is among the better third, whatever its value.
 _FRESH = 5

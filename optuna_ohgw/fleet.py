@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import math
+import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
+
+from rich.console import Console
 
 from optuna_ohgw.errors import StorageLost
 from optuna_ohgw.processes import SIGNALS, context, deaf
@@ -22,6 +27,7 @@ from optuna_ohgw.spec import StudySpec
 
 _STOP, _READY, _LOST, _FAILED = "stop", "ready", "lost", "failed"
 _SECONDS = 1.0
+_SLOW_STOP_S, _AGAIN_S = 3.0, 2.0  # until a stop is called slow; until Ctrl-C means more than the first
 _EARLY_DEATHS = 5  # of one worker in a row, before it was ready
 log = logging.getLogger("optuna_ohgw.fleet")
 
@@ -83,7 +89,7 @@ def run_processes(
         devices: For each worker the ``CUDA_VISIBLE_DEVICES`` it is to see; None: as they are.
         level: Level of the workers' logs.
         stop: Set to stop all.
-        look: Called every second, to show progress.
+        look: Called every second, to show progress, until they are to stop.
         say: Called with a line for the user.
 
     Raises:
@@ -94,14 +100,17 @@ def run_processes(
     processes = context("cuda" if cuda else "cpu")
     workers = {n: _start(processes, spec, n, device, level) for n, device in enumerate(devices)}
     error: Exception | None = None
-    told = False
+    told, slow = 0.0, math.inf
     try:
         while workers:
             ends = [w.process.sentinel for w in workers.values()]
             connection.wait(ends if told else [*ends, stop.reader], timeout=_SECONDS)
             if (stop.is_set() or error is not None) and not told:
-                told = True
+                told, slow = time.monotonic(), time.monotonic() + _SLOW_STOP_S
                 _tell(workers.values())
+            if stop.is_set() and time.monotonic() > slow:
+                slow = math.inf
+                say("stopping; Ctrl-C again ends it at once, without a checkpoint of what is trained")
             for number, worker in list(workers.items()):
                 if worker.process.exitcode is None:
                     continue
@@ -112,7 +121,7 @@ def run_processes(
                     say(f"worker {number} ended by {_how(worker)}; another takes its place")
                     workers[number] = _start(processes, spec, number, devices[number], level)
                     workers[number].early = early
-            if error is None:
+            if error is None and not told:
                 look()
     except BaseException:
         _tell(workers.values())
@@ -126,10 +135,21 @@ def run_processes(
 
 @contextlib.contextmanager
 def stop_on_signal(stop: threading.Event) -> Iterator[list[int]]:
-    """Set ``stop`` at Ctrl-C or SIGTERM while inside; yield the signals that came."""
+    """Set ``stop`` at Ctrl-C or SIGTERM while inside; yield the signals that came.
+
+    Ctrl-C two seconds after the first of them or later kills the workers and ends this process at once,
+    wherever it waits: for a server that is frozen, say. An exception would not do, as libraries make
+    others of it. SIGTERM does not: Slurm may send it twice.
+    """
     came: list[int] = []
+    first = math.inf
 
     def ask_to_stop(number: int, _: Any) -> None:
+        nonlocal first
+        now = time.monotonic()
+        if number == signal.SIGINT and now - first > _AGAIN_S:
+            _end_at_once(came[0])
+        first = min(first, now)
         came.append(number)
         stop.set()
 
@@ -142,6 +162,14 @@ def stop_on_signal(stop: threading.Event) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _end_at_once(number: int) -> NoReturn:
+    for child in multiprocessing.active_children():
+        child.kill()
+    Console().show_cursor()  # the progress hides it
+    os.write(2, b"stopped; run the same command to continue\n")
+    os._exit(128 + number)
 
 
 def _start(processes: Any, spec: StudySpec, number: int, device: str | None, level: int) -> _Worker:

@@ -50,6 +50,10 @@ class Server:
     def plain_url(self):
         return self.url.replace("+psycopg", "")
 
+    @property
+    def pid(self):
+        return int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+
     def start(self):
         options = f"-p {self.port} -h 127.0.0.1 -c unix_socket_directories='' -c fsync=off"
         self._control("-l", self.folder / "log", "-w", "-o", options, "start")

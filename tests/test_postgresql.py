@@ -153,6 +153,33 @@ def test_a_run_can_be_stopped_while_its_server_is_away(tmp_path, postgresql, num
     assert_whole(again.spec)
 
 
+def test_a_second_signal_ends_a_run_whose_server_is_frozen(tmp_path, postgresql):
+    """It takes what is sent and answers nothing, so that no wait for it ever ends."""
+    run = Run(tmp_path, *named(postgresql, "frozen"))
+    frozen = []
+    try:
+        run.wait_until(at_work)
+        server = psutil.Process(postgresql.pid)
+        frozen = [server, *server.children()]
+        for process in frozen:
+            process.suspend()
+        time.sleep(3)  # by then all wait
+        run.process.send_signal(signal.SIGINT)
+        time.sleep(5)
+        assert run.process.poll() is None  # else nothing is tested
+        run.process.send_signal(signal.SIGINT)
+        status, _, err = run.result(10)
+    finally:
+        for process in frozen:
+            process.resume()
+        run.end()
+    assert (status, err) == (130, "stopped; run the same command to continue\n")
+    again = Run(tmp_path, *named(postgresql, "frozen"))
+    status, _, err = again.result()
+    assert (status, err) == (0, "")
+    assert_whole(again.spec)
+
+
 def test_an_outage_behind_a_proxy_changes_nothing(tmp_path, postgresql, calm):
     port = free_port()
     proxy = proxy_of(postgresql.url, port)

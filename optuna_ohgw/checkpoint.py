@@ -22,7 +22,17 @@ import torch
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 
-from optuna_ohgw.history import CHECKPOINT, COMPLETED, RECORD, RESUMED_FROM, RETRY_OF, chain
+from optuna_ohgw.history import (
+    CHECKPOINT,
+    COMPLETED,
+    CURVE,
+    LOST,
+    RECORD,
+    RESUMED_FROM,
+    RETRY_OF,
+    chain,
+    seconds_after,
+)
 
 FELL_BACK = "fell_back"
 _STREAMS = "streams"
@@ -145,10 +155,15 @@ def load(trial: optuna.Trial, store: Any, parts: Mapping[str, Any]) -> int:
         _say_fall(trial, reasons, int(content["epoch"]))
         if reasons:
             trial.set_user_attr(CHECKPOINT, made)
+            _lose(trial, made["epoch"])
+            if RECORD in trial.user_attrs:
+                # Those after it are made anew; the next checkpoint counts what is there.
+                trial.set_user_attr(RECORD, trial.user_attrs[RECORD][: made["warm_starts"]])
         return int(content["epoch"])
     _say_fall(trial, reasons, 0)
     if reasons:
         trial.set_user_attr(CHECKPOINT, None)
+        _lose(trial, 0)
     return 0
 
 
@@ -211,6 +226,13 @@ def _say_fall(trial: optuna.Trial, reasons: list[str], epoch: int) -> None:
         where = f"epoch {epoch}" if epoch else "its start"
         log.warning("trial %d goes on from %s: %s", trial.number, where, "; ".join(reasons))
         trial.set_user_attr(FELL_BACK, {"epoch": epoch, "why": reasons})
+
+
+def _lose(trial: optuna.Trial, epoch: int) -> None:
+    """Count what was trained after an epoch as lost."""
+    lost = seconds_after(trial.user_attrs.get(CURVE) or {}, epoch) + trial.user_attrs.get(LOST, 0.0)
+    if lost:
+        trial.set_user_attr(LOST, round(lost, 4))
 
 
 def _state(part: Any) -> Any:

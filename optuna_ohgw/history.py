@@ -155,8 +155,7 @@ def retry(study: optuna.Study, trial: FrozenTrial, config_index: int) -> None:
     elif KILLS in trial.user_attrs:
         attributes[KILLS] = None  # it was stopped, not killed
     curve = trial.user_attrs.get(CURVE) or {}
-    lost = sum(sum(filter(None, curve.get(c, [])[epoch:])) for c in ("train_s", "warm_s", "eval_s"))
-    lost += trial.user_attrs.get(LOST, 0.0)
+    lost = seconds_after(curve, epoch) + trial.user_attrs.get(LOST, 0.0)
     if lost:
         attributes[LOST] = round(lost, 4)
     if made is None and RESUMED_FROM not in trial.user_attrs:
@@ -179,6 +178,11 @@ def retry(study: optuna.Study, trial: FrozenTrial, config_index: int) -> None:
             system_attrs=system,
         )
     )
+
+
+def seconds_after(curve: Mapping[str, Any], epoch: int) -> float:
+    """Return the seconds that a curve records after an epoch."""
+    return sum(sum(filter(None, curve.get(c, [])[epoch:])) for c in ("train_s", "warm_s", "eval_s"))
 
 
 def superseded(trials: list[FrozenTrial]) -> set[int]:

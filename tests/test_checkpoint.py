@@ -410,3 +410,41 @@ def test_a_trial_that_is_killed_again_and_again_has_failed(tmp_path, monkeypatch
     assert run_killed(spec) == len(further)
     own = courses(spec)
     assert {key: own[key] for key in own} == {k: v for k, v in whole("asha").items() if k[0] == "baseline"}
+
+
+def test_a_fall_behind_a_warm_start_forgets_it(tmp_path, monkeypatch):
+    """Of a trial that is warmed at epoch 4 those of epochs 2 and 6 are kept; the last is lost."""
+    rungs = "scheduler={name: asha, min_resource: 4, reduction_factor: 2}"
+    run(plain := spec_of(tmp_path / "plain", "asha", NEVER, rungs))
+    expected = courses(plain)
+    lengths = {
+        index: len(c["mbu"]) for (variation, index), (c, _) in expected.items() if variation == "1step"
+    }
+    config = max(lengths, key=lambda index: lengths[index])
+    assert lengths[config] > 6
+    spec = spec_of(tmp_path / "own", "asha", ALWAYS, rungs)
+    honest, kept = checkpoint.save, {2, 6}
+
+    def save(trial, epoch, *arguments, **options):
+        return epoch in kept and honest(trial, epoch, *arguments, **options)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    cells = cells_of(spec)
+    with in_process(spec):
+        worker.search(cells[0])
+    kill_at(monkeypatch, (config, 6))
+    with in_process(spec), pytest.raises(Killed):
+        worker.search(cells[1])
+    study = load_cell(open_storage(spec.storage_url, create=False), spec, cells[1])
+    (cut,) = study.get_trials(states=(TrialState.RUNNING,))
+    made = list(chain(cut.user_attrs[CHECKPOINT]))
+    assert [(m["epoch"], m["warm_starts"]) for m in made] == [(6, 2), (2, 1)]
+    unlink(cells[1].folder(spec.folder) / "checkpoints" / made[0]["artifact"])
+    kept |= {3}
+    run(spec)
+    assert courses(spec) == expected
+    trials = study.get_trials()
+    (again,) = [t for t in trials if t.user_attrs.get("retry_of") == cut.number]
+    curve = cut.user_attrs["curve"]
+    vain = sum(sum(curve[column][2:6]) for column in ("train_s", "warm_s", "eval_s"))
+    assert again.user_attrs[LOST] == pytest.approx(vain, abs=1e-3)

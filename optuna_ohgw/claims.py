@@ -231,15 +231,22 @@ class Claims:
         return {c.number: (c.user_attrs[CELL], found[c.number]) for c in running if found[c.number] != _DEAD}
 
     def alive(self) -> Callable[[FrozenTrial], bool]:
-        """Return trial ↦ whether another living worker trains it, as of now."""
-        own = self.own.number if self.own else None
-        living = {number for number in self.pulses() if number != own}
-        return lambda trial: trial.user_attrs.get(WORKER, {}).get("claim") in living
+        """Return trial ↦ whether another living worker trains it, as of now or of when it is asked.
 
-    def is_first(self) -> bool:
-        """Return whether no living worker of the cell has an earlier claim."""
+        One whose claim was made since may have begun a trial before the caller read it.
+        """
+        own, before = self.own.number if self.own else None, self.pulses()
+
+        def lives(trial: FrozenTrial) -> bool:
+            claim = trial.user_attrs.get(WORKER, {}).get("claim")
+            return claim is not None and claim != own and (claim in before or claim in self.pulses())
+
+        return lives
+
+    def is_sole(self) -> bool:
+        """Return whether no other living worker holds the cell: between two trials one may yet go on."""
         assert self.own is not None
-        return min(self._holders(self.own.cell, self.pulses()), default=self.own.number) >= self.own.number
+        return self._holders(self.own.cell, self.pulses()).keys() <= {self.own.number}
 
     def since(self, first: int) -> tuple[set[str], int]:
         """Return the cells that were claimed from a number on, and the next number."""

@@ -16,6 +16,9 @@ from typing import Any
 import optuna
 import torch
 from filelock import FileLock
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RDBStorage
+from optuna.storages._cached_storage import _CachedStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_ohgw.cell_study import ask, load_cell
@@ -109,7 +112,7 @@ def serve(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     _context = Context(spec, stop, level, number)
     with hurried_by(stop):
-        claims = Claims(_database(spec), spec, _device_name())
+        claims = Claims(_read_once(_database(spec), spec), spec, _device_name())
         ready()
         with _beating(claims, _context):
             while not stop.is_set():
@@ -128,8 +131,11 @@ def _work_on(claims: Claims, context: Context) -> None:
     with _logged(cell, context):
         try:
             search(cell, claims)
-            if not context.stops() and claims.is_first() and _is_searched(cell):
-                done = finish(cell)
+            if not context.stops() and claims.is_sole():
+                if context.spec.execution.workers > 1 and not context.spec.replays:
+                    search(cell, claims)  # what another left or was stopped in meanwhile
+                if not context.stops() and _is_searched(cell):
+                    done = finish(cell)
         except StorageLost:
             raise
         except Exception as caught:
@@ -200,7 +206,11 @@ def search(cell: Cell, claims: Claims | None = None) -> None:
                 return
             continue
         trial.set_user_attr(WORKER, _record(number))
-        failed += not _one(trial, study, cell, folder, ledger)
+        try:
+            failed += not _one(trial, study, cell, folder, ledger)
+        except UpdateFinishedTrialError:
+            log.warning("%s trial %d was ended by another process", cell.label, trial.number)
+            continue
         ended += 1
         if failed >= _FEWEST_FAILED and failed > spec.execution.max_failed * ended:
             reason = study.get_trials(deepcopy=False)[trial.number].user_attrs.get("reason")
@@ -244,11 +254,11 @@ def _is_searched(cell: Cell) -> bool:
     """Return whether a cell's search is at its end, so that its best can be trained to the end."""
     spec, database = _ready().spec, _database(_ready().spec)
     study_id = database.get_study_id_from_name(cell.name)
+    # In this order: one that is taken between the two looks is seen running.
+    waiting = database.get_n_trials(study_id, TrialState.WAITING)
     if database.get_n_trials(study_id, TrialState.RUNNING):
         return False
-    if not database.get_n_trials(study_id, TrialState.WAITING):
-        return True
-    return Ledger(load_cell(database, spec, cell), spec).is_spent()
+    return not waiting or Ledger(load_cell(database, spec, cell), spec).is_spent()
 
 
 def _nobody(_: FrozenTrial) -> bool:
@@ -291,8 +301,8 @@ def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path, led
         state = TrialState.PRUNED
     except Interrupted:
         trial.set_user_attr("reason", INTERRUPTED)
-    except StorageLost:
-        raise  # no fault of the trial, which goes on when it is back
+    except (StorageLost, UpdateFinishedTrialError):
+        raise  # no fault of the trial, which goes on when it is back, or at another worker
     except Exception as error:
         log.error("%s trial %d failed: %s", cell.label, trial.number, traceback.format_exc())
         _end_with_the_device()
@@ -338,6 +348,14 @@ def _database(spec: StudySpec) -> optuna.storages.BaseStorage:
     if url not in _databases:
         _databases[url] = open_storage(url, create=False, wait=True, patience=_ready().patience)
     return _databases[url]
+
+
+def _read_once(database: optuna.storages.BaseStorage, spec: StudySpec) -> optuna.storages.BaseStorage:
+    """Return a storage that reads an ended trial once: a worker that waits looks at its cells every second.
+
+    A proxy does so by itself. Not of a replay, whose cells are made anew, maybe under the same numbers.
+    """
+    return _CachedStorage(database) if isinstance(database, RDBStorage) and not spec.replays else database
 
 
 def _workload(cell: Cell, structure: dict[str, Any]) -> Workload:

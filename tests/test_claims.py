@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 from typing import Any
 
 import optuna
 import pytest
-from cell_runs import spec_of
+import sqlalchemy as sa
+from cell_runs import in_process, spec_of
+from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from optuna_ohgw import claims as module
+from optuna_ohgw import worker
 from optuna_ohgw.cells import cells_of, create_cell
 from optuna_ohgw.claims import BEAT, CELL, Claims, Pulse
-from optuna_ohgw.history import FINAL, WORKER
+from optuna_ohgw.history import CONFIG_INDEX, FINAL, WORKER
 from optuna_ohgw.identity import identity, is_here, lives
 from optuna_ohgw.opening import open_storage
 from optuna_ohgw.storage import BatchedStorage
@@ -116,10 +120,10 @@ def test_a_cell_takes_so_many_workers_and_no_more(study) -> None:
     taken = [w.take() for w in workers]
     assert [t.cell.seed for t in taken if t] == [3, 3, 4, 4]
     assert taken[4] is None
-    assert workers[0].is_first()
-    assert not workers[1].is_first()
+    assert not workers[0].is_sole()
+    assert not workers[1].is_sole()
     workers[0].release()
-    assert workers[1].is_first()
+    assert workers[1].is_sole()
 
 
 @pytest.mark.parametrize("workers", [(1, 3), (3, 1)])
@@ -164,7 +168,7 @@ def test_the_claim_of_a_dead_worker_is_ended_and_its_trials_are_free(study, monk
     monkeypatch.undo()
     living = Claims(storage, spec, "cpu")
     number = living.take().number
-    assert living.is_first()
+    assert living.is_sole()
     alive = living.alive()
     owners = {"dead": claimed.number, "own": number, "none": None}
     trials = {who: create_trial(value=0, user_attrs={WORKER: {"claim": n}}) for who, n in owners.items()}
@@ -232,3 +236,29 @@ def test_a_trial_that_runs_never_lacks_its_owner(study) -> None:
         assert (seen.state, seen.user_attrs[WORKER]) == (TrialState.RUNNING, {"claim": 7})
         assert trial.user_attrs[WORKER] == {"claim": 7}
         assert ("kept" in seen.user_attrs) is (number == 0)
+
+
+def test_a_worker_that_waits_does_not_read_ended_trials_again(study, monkeypatch) -> None:
+    spec, storage = study("seeds=[3]", "execution.workers=2", "budget.trials=31")
+    study_id = storage.get_study_id_from_name(cells_of(spec)[0].name)
+    for index in range(31):
+        state = TrialState.RUNNING if index == 30 else TrialState.PRUNED
+        storage.create_new_trial(study_id, create_trial(state=state, user_attrs={CONFIG_INDEX: index}))
+    assert Claims(storage, spec, "cpu").take()
+    made, stop, loaded = [], threading.Event(), []
+    monkeypatch.setattr(worker, "Claims", lambda *given: made.append(Claims(*given)))
+    stop.set()
+    with in_process(spec, stop):
+        worker.serve(spec, 0, 30, stop)
+        assert made[0].take() is None
+
+        def note(*_: Any) -> None:
+            loaded.append(1)
+
+        sa.event.listen(models.TrialModel, "load", note)
+        try:
+            assert made[0].take() is None
+            assert made[0].may_need_me()
+        finally:
+            sa.event.remove(models.TrialModel, "load", note)
+    assert len(loaded) < 10

@@ -134,7 +134,7 @@ def clock_on() -> Iterator[list[float]]:
 
     places: tuple[tuple[Any, tuple[str, ...]], ...] = (
         (Patience, ("call",)),
-        (Claims, ("take", "release", "is_first", "may_need_me")),
+        (Claims, ("take", "release", "is_sole", "may_need_me")),
         (optuna.Study, ("ask", "tell", "get_trials")),
         (optuna.Trial, ("report", "should_prune", "set_user_attr", "suggest_float")),
         (worker, ("_next",)),

@@ -181,29 +181,29 @@ def over_study(records: Records, schedulers: Sequence[str], *, workers: int, tar
         records: The study.
         schedulers: Names from ``SCHEDULERS`` or ``CHOOSERS``; rungs and η are the study's.
         workers: Configurations trained at the same time.
-        target: Validation accuracy whose time is asked.
+        target: Value of the study's metric whose time is asked.
 
     Returns:
         One row a variation, seed and scheduler; times in epochs.
     """
-    spec, rows = records.spec, []
+    spec, metric, rows = records.spec, records.spec.metric, []
     for (variation, seed), curves in curves_of(records):
         rungs = spec.scheduler.model_dump(exclude={"name"})
-        settings = Settings(spec.task.epochs, maximize=True, configs=len(curves), **rungs)
+        settings = Settings(spec.task.epochs, maximize=metric.maximize, configs=len(curves), **rungs)
         for name in schedulers:
             pool = _trained(records, variation, seed) if name in CHOOSERS else None
             made, order = _made(name, settings, pool, seed), range(len(curves))
             limit = math.inf if pool is None else sum(map(len, curves))
             replay = simulate(made, curves, order, workers=workers, max_slices=limit, resumes_last=True)
-            best = max((v for v in replay.values if not math.isnan(v)), default=math.nan)
+            best = metric.best(replay.values)
             cost = replay.slices, replay.makespan, _reached(replay, spec.task.epochs)
-            reached = replay.time_to(target, maximize=True)
+            reached = replay.time_to(target, maximize=metric.maximize)
             rows.append((variation, seed, name, len(curves), *cost, best, reached, len(set(replay.beyond))))
     return pd.DataFrame(rows, columns=STUDY_COLUMNS)
 
 
 def curves_of(records: Records) -> Iterator[tuple[tuple[str, int], list[list[float]]]]:
-    """Yield variation, seed and the validation accuracies of its configurations, in their order."""
+    """Yield variation, seed and the validation values of its configurations, in their order."""
     counted = records.steps[records.steps["counted"].astype(bool)].sort_values(["config_index", "epoch"])
     for _, own in counted.groupby(["variation", "seed"], sort=False):
         key = str(own["variation"].iloc[0]), int(own["seed"].iloc[0])

@@ -22,6 +22,7 @@ from optuna_ohgw.records import read_records
 from optuna_ohgw.replays import comparison, export, over_study, over_tables, read_candidates, read_table
 from optuna_ohgw.schedulers import SCHEDULERS, Settings
 from optuna_ohgw.simulation import finite_curves, simulate
+from optuna_ohgw.spec import load_spec
 
 STUDY = """
 name: planted
@@ -38,6 +39,18 @@ budget: {trials: 16}
 output: OUTPUT
 """
 
+LOWER = """
+name: lower
+task: {name: language, data: python, epochs: 27}
+space: {lr: {low: 1.0e-4, high: 1.0, log: true}, dropout: {low: 0.0, high: 0.5}}
+scheduler: {min_resource: 3, reduction_factor: 3, bootstrap_count: 2}
+variations: [asha-baseline, asha-ohgw-1step]
+seeds: [0, 1]
+targets: [130.0]
+budget: {trials: 16}
+output: OUTPUT
+"""
+
 
 def accuracies(variation: str, seed: int, index: int) -> list[float]:
     rng = np.random.default_rng((len(variation), seed, index))
@@ -48,6 +61,11 @@ def accuracies(variation: str, seed: int, index: int) -> list[float]:
 def grown(tmp_path: Path):
     """Return a study run by its own sampler and pruner, with planted accuracies, and its storage."""
     spec = planted_spec(seeds=(0, 1), output=str(tmp_path / "out"))
+    return spec, grow(spec, accuracies)
+
+
+def grow(spec, values):
+    """Run a study by its own sampler and pruner, with planted values; return its storage."""
     spec.folder.mkdir()
     storage = open_storage(spec.storage_url, create=True)
     for cell in cells_of(spec):
@@ -55,10 +73,10 @@ def grown(tmp_path: Path):
         study = load_cell(storage, spec, cell)
         for index in range(16):
             trial = study.ask()
-            for name, r in RANGES.items():
-                trial.suggest_float(name, r["low"], r["high"], log=r.get("log", False))
+            for name, r in spec.ranges.items():
+                trial.suggest_float(name, r.low, r.high, log=r.log)
             trial.set_user_attr("config_index", index)
-            curve, state = accuracies(cell.variation, cell.seed, index), TrialState.COMPLETE
+            curve, state = values(cell.variation, cell.seed, index), TrialState.COMPLETE
             for epoch, value in enumerate(curve, start=1):
                 trial.report(value, epoch)
                 if epoch < 27 and trial.should_prune():
@@ -68,8 +86,8 @@ def grown(tmp_path: Path):
             columns = {c: [1.0] * epoch for c in ("train_s", "warm_s", "eval_s", "train_loss", "val_loss")}
             steps = {"mbu": list(range(1, epoch + 1)), "wall": [1e9 + e for e in range(epoch)]}
             trial.set_user_attr("curve", {**columns, **steps, "val_metric": seen})
-            study.tell(trial, max(seen) if state == TrialState.COMPLETE else None, state)
-    return spec, storage
+            study.tell(trial, spec.metric.best(seen) if state == TrialState.COMPLETE else None, state)
+    return storage
 
 
 def test_the_studys_own_scheduler_repeats_it_to_the_epoch(grown) -> None:
@@ -84,6 +102,21 @@ def test_the_studys_own_scheduler_repeats_it_to_the_epoch(grown) -> None:
     assert runs["slices"].min() > 16 * 3  # some went on beyond the first rung
     for key, own in steps:
         first = next((i for i, v in enumerate(own["val_metric"], start=1) if v >= 0.7), math.inf)
+        assert runs.loc[key, "time_to_target"] == first
+
+
+def test_where_lower_is_better_the_studys_own_scheduler_repeats_it_too(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(LOWER.replace("OUTPUT", str(tmp_path / "out")))
+    spec = load_spec(tmp_path / "s.yaml")
+    storage = grow(spec, lambda *key: [100 * (2 - value) for value in accuracies(*key)])
+    records = read_records(storage, spec)
+    runs = over_study(records, ["asha"], workers=1, target=130.0).set_index(["variation", "seed"])
+    steps = records.steps.groupby(["variation", "seed"])
+    assert runs["slices"].to_dict() == steps.size().to_dict()
+    assert runs["best"].to_dict() == steps["val_metric"].min().to_dict()
+    assert (runs["beyond"] == 0).all()
+    for key, own in steps:
+        first = next((i for i, v in enumerate(own["val_metric"], start=1) if v <= 130.0), math.inf)
         assert runs.loc[key, "time_to_target"] == first
 
 

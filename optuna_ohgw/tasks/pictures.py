@@ -22,7 +22,7 @@ from optuna_ohgw.seeds import Purpose, derive_seed
 from optuna_ohgw.tasks.data import cache_folder
 from optuna_ohgw.tasks.models import build_model
 from optuna_ohgw.tasks.network import Batches, NetworkTask
-from optuna_ohgw.tasks.sources import load_hub, stratified
+from optuna_ohgw.tasks.sources import kept, load_hub, stratified
 
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MARGIN = 256 / 224
@@ -64,7 +64,7 @@ class Pictures(NetworkTask):
         read, labels, tests = _source(data, image_column, label_column)
         state = derive_seed(seed, Purpose.SPLIT) % 2**32
         validation, train = stratified(labels[0], validation_images, state, "task.validation_images")
-        chosen = list(range(len(labels[1])))[: test_images or None]
+        chosen = kept(labels[1], test_images, "test").tolist()
         self.parts = {
             "train": Part(read, train.tolist(), labels[0].tolist(), size),
             "validation": Part(read, validation.tolist(), labels[0].tolist(), size),

@@ -42,7 +42,7 @@ def stratified(
     return np.sort(drawn), np.sort(others)
 
 
-def _kept(labels: NDArray[np.int64], limit: int | None, part: str) -> NDArray[np.int64]:
+def kept(labels: NDArray[np.int64], limit: int | None, part: str) -> NDArray[np.int64]:
     """Return the positions of the pictures that a limit keeps."""
     if limit is None or limit == len(labels):
         return np.arange(len(labels))
@@ -61,8 +61,8 @@ def digits_parts(limits: Limits) -> tuple[dict[str, Part], int]:
     test, train = stratified(labels, count, FIXED_STATE, "the test part of digits")
     parts: dict[str, Part] = {}
     for part, positions in (("train", train), ("test", test)):
-        kept = positions[_kept(labels[positions], limits[part], part)]
-        parts[part] = [Image.fromarray(image) for image in images[kept]], labels[kept]
+        rows = positions[kept(labels[positions], limits[part], part)]
+        parts[part] = [Image.fromarray(image) for image in images[rows]], labels[rows]
     return parts, len(digits.target_names)
 
 
@@ -121,8 +121,8 @@ def hub_layout_parts(
                 "integers from 0; name another by --set task.label_column=COLUMN"
             )
         highest = max(highest, int(labels.max()))
-        kept = _kept(labels, limits[part], part)
-        parts[part] = _pictures(rows.select(kept), image_column), labels[kept].astype(np.int64)
+        chosen = kept(labels, limits[part], part)
+        parts[part] = _pictures(rows.select(chosen), image_column), labels[chosen].astype(np.int64)
     return parts, highest + 1
 
 

@@ -73,6 +73,13 @@ def test_bad_pictures_are_told_with_the_file(folder, break_it, told):
         read()
 
 
+def test_a_part_of_the_test_pictures_is_drawn_by_class(folder):
+    part = task(folder, test_images=4).parts["test"]
+    assert sorted(part.labels[row] for row in part.rows) == [0, 0, 1, 1]
+    with pytest.raises(UserError, match="task.test_images is 1, but the draw is by class"):
+        task(folder, test_images=1)
+
+
 class Rows:
     """A part of the hub whose pictures must not be decoded to know their labels."""
 

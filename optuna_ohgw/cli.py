@@ -252,6 +252,14 @@ def replay(
     slices: Annotated[
         int | None, typer.Option(help="Tables: epochs in all, then stop.", min=1, show_default=False)
     ] = None,
+    min_resource: Annotated[
+        int | None,
+        typer.Option(help="First rung, in epochs; else the study's, 1.", min=1, show_default=False),
+    ] = None,
+    reduction_factor: Annotated[
+        int | None,
+        typer.Option(help="η, from rung to rung; else the study's, 3.", min=2, show_default=False),
+    ] = None,
     value: Annotated[str, typer.Option(help="Tables: column of the curves.")] = "val_metric",
     skip: Annotated[int, typer.Option(help="Tables: entries before the first epoch.", min=0)] = 0,
     minimize: Annotated[bool, typer.Option("--minimize", help="Tables: lower is better.")] = False,
@@ -272,6 +280,8 @@ def replay(
             known = ", ".join((*SCHEDULERS, *CHOOSERS))
             raise UserError(f"--scheduler: {name!r} is unknown; use some of {known}")
     choosers = [name for name in names if name in CHOOSERS]
+    given = {"min_resource": min_resource, "reduction_factor": reduction_factor}
+    rungs = {name: number for name, number in given.items() if number is not None}
     if all(source.suffix == ".parquet" for source in sources):
         if export is not None:
             raise UserError("--export: is for the curves of a study; tables are such files already")
@@ -283,7 +293,7 @@ def replay(
                 f"--scheduler {choosers[0]}: fits a model again and again; give --slices, say 300"
             )
         candidates = {s.stem: replays.read_candidates(s) for s in sources} if choosers else None
-        settings = Settings(max_resource=1, maximize=not minimize, configs=configs)
+        settings = Settings(max_resource=1, maximize=not minimize, configs=configs, **rungs)
         limit = math.inf if slices is None else slices
         runs = replays.over_tables(
             tables, names, settings, seeds=seeds, workers=workers, slices=limit, candidates=candidates
@@ -297,7 +307,7 @@ def replay(
         raise UserError(f"replay: got {len(sources)} files; name one study file, or parquet tables alone")
     evidence = _evidence(sources[0], overrides, smoke, url)
     target = evidence.primary if evidence.primary is not None else evidence.spec.targets[0]
-    runs = replays.over_study(evidence.records, names, workers=workers, target=target)
+    runs = replays.over_study(evidence.records, names, workers=workers, target=target, rungs=rungs)
     print_replays(runs, target, workers, _console())
     if export is not None:
         replays.export(evidence.records, export)

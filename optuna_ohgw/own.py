@@ -169,6 +169,15 @@ class OwnWorkload:
         """Return 0."""
         return 0
 
+    def short_train(self, state: OwnState, seed: int, batches: int) -> tuple[OwnState, float]:
+        """Return the state after a few mini-batches of an epoch, which the task then holds, and the loss."""
+        self._take(state)
+        self._at = None
+        with self._drawn(seed):
+            loss = float(self.own.train(dict(state.psi), state.epoch, seed, batches))
+        self._at = after = replace(state, own=copied(self.own.state_dict()))
+        return after, loss
+
     def short_run(self, state: OwnState, psi: Mapping[str, float], seed: int, batches: int) -> float:
         """Train a state for a few mini-batches; return the loss on training data. The state stays."""
         self._take(state)

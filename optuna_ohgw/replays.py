@@ -170,7 +170,14 @@ def comparison(runs: pd.DataFrame) -> pd.DataFrame:
     return groups.agg(columns).assign(runs=groups.size()).reset_index()
 
 
-def over_study(records: Records, schedulers: Sequence[str], *, workers: int, target: float) -> pd.DataFrame:
+def over_study(
+    records: Records,
+    schedulers: Sequence[str],
+    *,
+    workers: int,
+    target: float,
+    rungs: Mapping[str, int] | None = None,
+) -> pd.DataFrame:
     """Return what schedulers would have done in each cell of a study, with the curves that it has.
 
     A configuration that the study stopped is known up to there; a scheduler that would have trained
@@ -179,17 +186,25 @@ def over_study(records: Records, schedulers: Sequence[str], *, workers: int, tar
 
     Args:
         records: The study.
-        schedulers: Names from ``SCHEDULERS`` or ``CHOOSERS``; rungs and η are the study's.
+        schedulers: Names from ``SCHEDULERS`` or ``CHOOSERS``.
         workers: Configurations trained at the same time.
         target: Value of the study's metric whose time is asked.
+        rungs: ``min_resource`` and ``reduction_factor`` in place of the study's own.
 
     Returns:
         One row a variation, seed and scheduler; times in epochs.
+
+    Raises:
+        UserError: If ``min_resource`` is more than the study's epochs.
     """
     spec, metric, rows = records.spec, records.spec.metric, []
+    own = {**spec.scheduler.model_dump(exclude={"name"}), **(rungs or {})}
+    if own["min_resource"] > spec.task.epochs:
+        raise UserError(
+            f"--min-resource: {own['min_resource']} is more than task.epochs, which is {spec.task.epochs}"
+        )
     for (variation, seed), curves in curves_of(records):
-        rungs = spec.scheduler.model_dump(exclude={"name"})
-        settings = Settings(spec.task.epochs, maximize=metric.maximize, configs=len(curves), **rungs)
+        settings = Settings(spec.task.epochs, maximize=metric.maximize, configs=len(curves), **own)
         for name in schedulers:
             pool = _trained(records, variation, seed) if name in CHOOSERS else None
             made, order = _made(name, settings, pool, seed), range(len(curves))

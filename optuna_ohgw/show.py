@@ -200,6 +200,7 @@ def print_replays(runs: pd.DataFrame, target: float, workers: int, console: Cons
     console.print(
         "From recorded learning curves, no training. Asked beyond: configurations that the scheduler\n"
         "would have trained further than the study did; it got no more of them, so its epochs are too\n"
-        "few and its best may be short of it. A study with scheduler.min_resource = task.epochs knows all.",
+        "few and its best may be short of it. A study with scheduler.min_resource = task.epochs knows all;\n"
+        "then give the rungs to ask for by --min-resource.",
         highlight=False,
     )

@@ -20,6 +20,7 @@ from optuna_ohgw.spec_kinds import ContractSpec, OwnSpec
 from optuna_ohgw.tasks.contract import PARTS, load_class
 from optuna_ohgw.tasks.data import cache_folder
 from optuna_ohgw.tasks.image import ImageTask, load_image_arrays, split_images
+from optuna_ohgw.tasks.network import NetworkTask
 from optuna_ohgw.tasks.sources import one_line
 from optuna_ohgw.workload import BatchWorkload, Workload
 
@@ -95,18 +96,35 @@ def _try(spec: StudySpec, work: Workload) -> str:
             raise ValueError(f"batches_per_epoch is {own.batches_per_epoch}; give a whole number from 1")
         step = "build"
         state = work.start(spec.seeds[0], 0)
-        for part in PARTS:
+        if psi.get("dropout") and isinstance(own, NetworkTask) and not own.drops:
+            raise UserError("space.dropout: the network has no layer that drops; take it out of the space")
+        # A whole evaluation of this package's own tasks takes hours on a CPU (ImageNet): they keep to it.
+        for part in PARTS if isinstance(spec.task, OwnSpec) else ():
             step = f"evaluate({part!r})"
             found = work.evaluate(state, part)
-            if math.isnan(found.metric):
-                raise ValueError(f"the metric of {part} is {found.metric} before training")
+            if math.isnan(found.metric) or math.isnan(found.loss):
+                raise ValueError(
+                    f"the metric of {part} is {found.metric}, the loss {found.loss} before training"
+                )
+            low, high = spec.metric.low, spec.metric.high
+            if (low is not None and found.metric < low) or (high is not None and found.metric > high):
+                raise ValueError(f"the metric of {part} is {found.metric}, outside of {low} to {high}")
         step = "train"
-        work.short_run(state, psi, 0, 1)
+        once, _ = work.short_train(replace(state, psi=psi), 0, 1)
         step = "state_dict"
+        if isinstance(spec.task, OwnSpec):
+            # Trained on without a break, then from the state: only what it leaves out can differ.
+            on, again = (work.short_train(once, 1, 1)[0].digest() for _ in range(2))
+            if on != again:
+                raise ValueError(
+                    "training on from a state differs from training on without a break; it must hold all "
+                    "that training changes, and train must draw by the seed alone"
+                )
         torch.save(state.content(), kept := io.BytesIO())
         kept.seek(0)
         back = work.restore(torch.load(kept, weights_only=True))
-        work.evaluate(back, "warm")
+        if isinstance(spec.task, OwnSpec):
+            work.evaluate(back, "warm")
         if work.start(spec.seeds[0], 0).digest() != state.digest():
             step = "build"
             raise ValueError("two calls with one seed give different states; draw by the seed alone")

@@ -120,6 +120,28 @@ def test_where_lower_is_better_the_studys_own_scheduler_repeats_it_too(tmp_path:
         assert runs.loc[key, "time_to_target"] == first
 
 
+def test_a_study_that_knows_all_is_asked_under_other_rungs(tmp_path: Path) -> None:
+    spec = planted_spec(
+        seeds=(0, 1),
+        output=str(tmp_path / "out"),
+        scheduler={"min_resource": 27, "reduction_factor": 3, "bootstrap_count": 0},
+    )
+    records = read_records(grow(spec, accuracies), spec)
+    asked = {"workers": 1, "target": 0.7}
+    assert set(over_study(records, ["pasha"], **asked)["slices"]) == {16 * 27}  # its own only rung
+    runs = over_study(records, ["asha-promotion"], rungs={"min_resource": 1}, **asked)
+    assert (runs["beyond"] == 0).all()
+    settings = Settings(27, min_resource=1, reduction_factor=3, maximize=True, configs=16)
+    for _, run in runs.iterrows():
+        curves = [accuracies(run["variation"], run["seed"], index) for index in range(16)]
+        alone = simulate(
+            SCHEDULERS["asha-promotion"](settings), curves, range(16), workers=1, resumes_last=True
+        )
+        assert run["slices"] == alone.slices < 16 * 27
+    with pytest.raises(UserError, match=r"--min-resource: 28 is more than task.epochs, which is 27"):
+        over_study(records, ["asha"], rungs={"min_resource": 28}, **asked)
+
+
 def test_a_scheduler_that_wants_more_than_is_known_says_so(grown) -> None:
     spec, storage = grown
     records = read_records(storage, spec)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +21,7 @@ from optuna_ohgw.seeds import Purpose, derive_seed
 from optuna_ohgw.tasks.sources import digits_parts, hub_layout_parts, one_line, parquet_files, stratified
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
-
-    from optuna_ohgw.tasks.sources import Files
+    from optuna_ohgw.tasks.sources import Files, Part
 
     Shape = tuple[int, ...] | None
 
@@ -139,8 +136,8 @@ def load_arrays(
             parts, classes = digits_parts(limits)
         else:
             parts, classes = hub_layout_parts(source, files, image_column, label_column, limits)
-        train = _stack("train", parts["train"][0], size, channels, None)
-        test = _stack("test", parts["test"][0], size, train.shape[1], train.shape[1:])
+        train = _stack("train", parts["train"], size, channels, None)
+        test = _stack("test", parts["test"], size, train.shape[1], train.shape[1:])
         return ImageArrays(train, parts["train"][1], test, parts["test"][1], classes)
 
     if cache is None:
@@ -209,13 +206,12 @@ def split(
     )
 
 
-def _stack(
-    part: str, pictures: Iterable[Picture], size: int | None, channels: int | None, shape: Shape
-) -> NDArray[np.uint8]:
+def _stack(name: str, part: Part, size: int | None, channels: int | None, shape: Shape) -> NDArray[np.uint8]:
     """Return ``[n, C, H, W]`` uint8 of pictures, all of the given shape or of the first's."""
     from PIL import Image
 
     arrays: list[NDArray[np.uint8]] = []
+    pictures, _, rows = part
     try:
         for picture in pictures:
             channels = channels or (1 if picture.mode in ("1", "L", "LA") else 3)
@@ -227,13 +223,13 @@ def _stack(
             shape = shape or arrays[0].shape
             if arrays[-1].shape != shape:
                 raise UserError(
-                    f"task.data: picture {len(arrays) - 1} kept of the {part} part is "
+                    f"task.data: row {rows[len(arrays) - 1] + 1} of the {name} part is "
                     f"{arrays[-1].shape} but the first is {shape}; give all one size by "
                     "--set task.size=PIXELS"
                 )
     except (OSError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
         raise UserError(
-            f"task.data: picture {len(arrays)} kept of the {part} part cannot be decoded "
+            f"task.data: row {rows[len(arrays)] + 1} of the {name} part cannot be decoded "
             f"({one_line(error)}); repair it, or name another --set task.image_column=COLUMN"
         ) from error
     return np.stack(arrays)

@@ -45,6 +45,10 @@ def make_environments(name: str, count: int, most: int | None) -> Any:
         return SyncVectorEnv([one] * count, autoreset_mode=AutoresetMode.SAME_STEP)
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         reason = str(error).splitlines()[0]
+        if atari and isinstance(error, gymnasium.error.DependencyNotInstalled):
+            raise UserError(
+                f"task.environment: {name!r} cannot be made ({reason}); pip install 'optuna-ohgw[rl]'"
+            ) from error
         raise UserError(f"task.environment: {name!r} cannot be made ({reason}); give another") from error
 
 

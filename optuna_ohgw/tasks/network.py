@@ -69,6 +69,11 @@ class NetworkTask(ABC):
     def warm_batches(self, seed: int) -> Batches:
         """Return position ↦ training mini-batch for the warm start."""
 
+    @property
+    def drops(self) -> bool:
+        """Whether the network has a layer that ``dropout`` acts on."""
+        return any(isinstance(module, DROPOUTS) for module in self.network.modules())
+
     def build(self, seed: int) -> None:
         """Begin with new weights."""
         self.network = self.make_network().to(self.device)

@@ -244,13 +244,23 @@ def _source(data: str, image_column: str, label_column: str) -> tuple[Any, tuple
         for column in (image_column, label_column):
             if part not in loaded or column not in loaded[part].column_names:
                 raise UserError(f"task.data: {data} has no part {part!r} with a column {column!r}")
-    labels = tuple(_labels(loaded[part], label_column) for part in ("train", held))
+    labels = tuple(_labels(loaded[part], label_column, f"{part} part of {data}") for part in ("train", held))
     return _Rows(loaded["train"], image_column), (labels[0], labels[1]), _Rows(loaded[held], image_column)
 
 
-def _labels(rows: Any, column: str) -> Any:
+def _labels(rows: Any, column: str, where: str) -> Any:
     """Return a column of labels, no picture being decoded for it."""
-    return np.array(rows.select_columns(column)[:][column], dtype=np.int64)
+    found = rows.select_columns(column)[:][column]
+    wrong = next((i for i, v in enumerate(found) if not isinstance(v, int) or v < 0), None)
+    if wrong is not None:
+        raise UserError(
+            f"task.data: the {where}, row {wrong + 1}: column {column!r} has {found[wrong]!r}, no integer "
+            "from 0; name another by --set task.label_column=COLUMN"
+        )
+    if not found or (where.startswith("train") and len(set(found)) < 2):
+        what = f"one class only, {found[0]}" if found else "no row"
+        raise UserError(f"task.data: the {where} has {what}; give pictures of two classes or more")
+    return np.array(found, dtype=np.int64)
 
 
 def _folder(folder: Path, classes: list[str] | None) -> tuple[list[tuple[Path, int]], list[str]]:
@@ -284,7 +294,7 @@ def _digits() -> Path:
     folder = cache_folder() / "digits-pictures"
     if not folder.is_dir():
         partial = folder.with_name(f"{folder.name}-{os.getpid()}")
-        for part, (pictures, labels) in digits_parts({"train": None, "test": None})[0].items():
+        for part, (pictures, labels, _) in digits_parts({"train": None, "test": None})[0].items():
             for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
                 path = partial / ("train" if part == "train" else "val") / str(label) / f"{number:04d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)

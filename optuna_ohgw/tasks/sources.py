@@ -14,7 +14,8 @@ from optuna_ohgw.errors import UserError
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-    Part = tuple[Iterable[Picture], NDArray[np.int64]]
+    # Pictures, labels, and the row of each in its source.
+    Part = tuple[Iterable[Picture], NDArray[np.int64], NDArray[np.int64]]
     Files = dict[str, list[Path]]
     Limits = dict[str, int | None]
 
@@ -62,7 +63,7 @@ def digits_parts(limits: Limits) -> tuple[dict[str, Part], int]:
     parts: dict[str, Part] = {}
     for part, positions in (("train", train), ("test", test)):
         rows = positions[kept(labels[positions], limits[part], part)]
-        parts[part] = [Image.fromarray(image) for image in images[rows]], labels[rows]
+        parts[part] = [Image.fromarray(image) for image in images[rows]], labels[rows], rows
     return parts, len(digits.target_names)
 
 
@@ -120,9 +121,15 @@ def hub_layout_parts(
                 f"task.data: column {label_column!r} of the {part} part of {source} must hold "
                 "integers from 0; name another by --set task.label_column=COLUMN"
             )
+        if part == "train" and len(np.unique(labels)) < 2:
+            raise UserError(
+                f"task.data: column {label_column!r} of the train part of {source} has one class only, "
+                f"{labels[0]}; give pictures of two or more"
+            )
         highest = max(highest, int(labels.max()))
         chosen = kept(labels, limits[part], part)
-        parts[part] = _pictures(rows.select(chosen), image_column), labels[chosen].astype(np.int64)
+        pictures = _pictures(rows.select(chosen), image_column)
+        parts[part] = pictures, labels[chosen].astype(np.int64), chosen
     return parts, highest + 1
 
 

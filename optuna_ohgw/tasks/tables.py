@@ -42,7 +42,8 @@ def load_tables(data: str, target: str | None, *, seed: int, validation: float, 
     level. The test part is the same for every seed.
 
     Args:
-        data: One of ``SHIPPED``, a ``.csv`` or ``.parquet`` file, or ``OWNER/NAME`` on the hub.
+        data: One of ``SHIPPED``, a ``.csv`` or ``.parquet`` file, or on the hub ``OWNER/NAME`` or
+            ``OWNER/NAME:CONFIGURATION``.
         target: Column of the classes; None: the last one.
         seed: Study seed of the validation part.
         validation: Share of the validation part.
@@ -75,7 +76,7 @@ def read_table(data: str) -> tuple[pd.DataFrame, str]:
         if not path.is_file():
             raise UserError(f"task.data: file {data} does not exist; give a .csv or .parquet file")
         try:
-            table = _read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+            table = _read_csv(path) if path.suffix == ".csv" else _read_parquet(path)
         except UnicodeDecodeError as error:
             raise UserError(f"task.data: {data} is not UTF-8 ({_wrong_line(path)}); convert it") from error
         except pd.errors.ParserWarning as error:
@@ -90,9 +91,11 @@ def read_table(data: str) -> tuple[pd.DataFrame, str]:
     if data.count("/") != 1 or data.startswith((".", "/", "~")):
         shipped = ", ".join(SHIPPED)
         raise UserError(
-            f"task.data: {data!r} is unknown; give one of {shipped}, a .csv or .parquet file, or OWNER/NAME"
+            f"task.data: {data!r} is unknown; give one of {shipped}, a .csv or .parquet file, or "
+            "OWNER/NAME[:CONFIGURATION]"
         )
-    loaded = load_hub(data)
+    name, _, configuration = data.partition(":")
+    loaded = load_hub(name, configuration or None)
     return pd.concat([loaded[part].to_pandas() for part in loaded], ignore_index=True), data
 
 
@@ -101,6 +104,13 @@ def _read_csv(path: Path) -> pd.DataFrame:
         warnings.simplefilter("error", pd.errors.ParserWarning)
         # Else a first column that has no name would be taken for names of the rows, and left out.
         return pd.read_csv(path, index_col=False)
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    table = pd.read_parquet(path)
+    # An index that has a name was a column of the file; the target is still the last one.
+    named = [name for name in table.index.names if name is not None]
+    return table.reset_index(level=named) if named else table
 
 
 def _wrong_line(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from optuna_ohgw.errors import UserError
-from optuna_ohgw.tasks.data import cache_folder
-from optuna_ohgw.tasks.sources import load_hub
+from optuna_ohgw.tasks.data import CACHE, cache_folder
+from optuna_ohgw.tasks.sources import load_hub, one_line
 
 PARTS = ("train", "validation", "test")
 _MODULES = {
@@ -75,7 +76,12 @@ def tokens_of(texts: dict[str, str], vocabulary: int) -> tuple[dict[str, Tensor]
     digest = hashlib.sha256(texts["train"].encode() + f"|{vocabulary}".encode()).hexdigest()[:16]
     path = cache_folder() / f"bpe-{digest}.json"
     if path.is_file():
-        known: Any = Tokenizer.from_file(str(path))
+        try:
+            known: Any = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises no class of its own
+            raise UserError(
+                f"task.vocabulary: {path} cannot be read ({one_line(error)}); delete it"
+            ) from error
     else:
         known = ByteLevelBPETokenizer()
         known.train_from_iterator(
@@ -84,10 +90,16 @@ def tokens_of(texts: dict[str, str], vocabulary: int) -> tuple[dict[str, Tensor]
             min_frequency=2,
             show_progress=False,
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        known.save(str(partial))
-        partial.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as scratch:
+                known.save(str(partial := Path(scratch) / path.name))  # others may write the same now
+                partial.replace(path)
+        except OSError as error:
+            reason = error.strerror or one_line(error)
+            raise UserError(
+                f"the cache {path.parent} cannot be written ({reason}); set {CACHE}=FOLDER"
+            ) from error
     encoded = {part: torch.tensor(known.encode(text).ids, dtype=torch.int64) for part, text in texts.items()}
     return encoded, int(known.get_vocab_size())
 
@@ -124,5 +136,11 @@ def _from_hub(data: str, column: str) -> dict[str, str]:
                 f"task.data: the {part} part of {data} has no column {column!r}, only {columns}; name it by "
                 "--set task.text_column=COLUMN"
             )
-        texts[part] = "".join(loaded[part][:][column])
+        rows = loaded[part][:][column]
+        if (wrong := next((i for i, row in enumerate(rows) if not isinstance(row, str)), None)) is not None:
+            raise UserError(
+                f"task.data: the {part} part of {data}, row {wrong + 1}: column {column!r} has "
+                f"{rows[wrong]!r}, no text; name another by --set task.text_column=COLUMN"
+            )
+        texts[part] = "".join(rows)
     return texts

@@ -17,7 +17,7 @@ import torch
 from optuna_ohgw import Metric
 
 class Line:
-    metric = Metric("error", maximize=False)
+    metric = Metric("error", maximize=False, low=0.0)
     hyperparameters = {"lr": (0.0, 10.0)}
     batches_per_epoch = 2
 
@@ -123,13 +123,26 @@ def test_what_is_missing_is_told_when_the_file_is_read(load, old, new, told):
         ("return loss, loss", "return loss", r"evaluate\('warm'\) fails"),
         ("return loss, loss", "return float('nan'), loss", "the metric of warm is nan"),
         ('return {"w": self.w}', 'return {"w": {self.w}}', "state_dict holds 'set'"),
+        ("return loss, loss", "return loss, float('nan')", "the metric of warm is .*, the loss nan before"),
+        ("return loss, loss", "return -1.0, loss", "the metric of warm is -1.0, outside of 0.0 to None"),
+        ("return float((self.w - self.slope) ** 2)", "return None", "train fails: TypeError: float"),
+        ("self.w = self.w - psi", "self.v = getattr(self, 'v', 0) + 1; self.w = self.v * self.w - psi",
+         "state_dict fails: .*training on from a state differs"),
+        ("self.w = self.w - psi", "self.w = self.w + DRAWN.random() - psi", "train must draw by the seed"),
         ("generator=torch.Generator().manual_seed(seed)", "generator=GENERATOR", "two calls with one seed"),
         ("    def state_dict", LOSS + "    def state_dict", "is no scalar"),
         ('psi["lr"]', 'psi["rate"]', "train fails: KeyError: 'rate'"),
     ],
 )  # fmt: skip
 def test_what_fails_is_told_before_anything_is_made(load, old, new, told):
-    spec = load((old, new), ("class Line", "GENERATOR = torch.Generator().manual_seed(0)\n\nclass Line"))
+    spec = load(
+        (old, new),
+        (
+            "class Line",
+            "import random\nDRAWN = random.Random(0)\nGENERATOR = torch.Generator().manual_seed(0)\n"
+            "\nclass Line",
+        ),
+    )
     with pytest.raises(UserError, match=told) as caught:
         check_contract(spec)
     assert "\n" not in str(caught.value)
@@ -196,3 +209,20 @@ def test_a_space_in_which_nothing_is_continuous_is_refused(load):
 
 def test_what_is_no_class_is_no_task():
     assert faults(print) == ["it is 'builtin_function_or_method', not a class"]
+
+
+@pytest.mark.parametrize("file", ["imagenet.yaml", "cartpole.yaml", "uci.yaml"])
+def test_tasks_of_this_package_are_not_evaluated_whole_before_a_run(monkeypatch, file):
+    spec = load_spec(Path(__file__).parents[2] / "studies" / file, smoke=True)
+    monkeypatch.setattr(load_class(spec.task.path), "evaluate", lambda self, part: 1 / 0)
+    check_contract(spec)
+
+
+def test_dropout_of_a_network_without_any_is_refused():
+    path, searched = (
+        Path(__file__).parents[2] / "studies/imagenet.yaml",
+        "space.dropout={low: 0.0, high: 0.5}",
+    )
+    with pytest.raises(UserError, match=r"space.dropout: the network has no layer that drops"):
+        check_contract(load_spec(path, (searched,), smoke=True))
+    check_contract(load_spec(path, (searched, "task.model=vit_tiny_patch16_224"), smoke=True))

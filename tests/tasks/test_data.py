@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from sklearn.datasets import load_digits
 
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.tasks.data import CACHE, ImageArrays, cache_folder, load_arrays, split
+from optuna_ohgw.tasks.sources import kept
 
 LAYOUTS = {
     "hub": "plain_text/{part}-00000-of-00001.parquet",
@@ -169,7 +171,7 @@ def test_gray_becomes_three_equal_channels() -> None:
 def test_pictures_of_several_sizes_need_a_size(tmp_path: Path) -> None:
     write_folder(tmp_path)
     write_parquet(tmp_path / "test.parquet", np.zeros((10, 5, 7, 3), np.uint8), np.arange(10) % 5)
-    with pytest.raises(UserError, match=r"test part is \(3, 5, 7\).*--set task\.size"):
+    with pytest.raises(UserError, match=r"row 1 of the test part is \(3, 5, 7\).*--set task\.size"):
         load_arrays(str(tmp_path))
     assert load_arrays(str(tmp_path), size=6).test_images.shape == (10, 3, 6, 6)
 
@@ -406,3 +408,28 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=f"cannot be written .*; set {CACHE}=FOLDER"):
         load_arrays("digits", cache=tmp_path / "file")
+
+
+def test_training_pictures_of_one_class_are_refused(tmp_path: Path) -> None:
+    images = np.zeros((20, 6, 6, 3), dtype=np.uint8)
+    for part in ("train", "test"):
+        write_parquet(tmp_path / f"{part}.parquet", images, np.full(20, 3))
+    with pytest.raises(UserError, match=r"'label' of the train part of .* has one class only, 3"):
+        load_arrays(str(tmp_path))
+
+
+def test_a_picture_that_cannot_be_decoded_is_told_with_its_row(tmp_path: Path) -> None:
+    """Of the file, not of those that a limit keeps."""
+    write_folder(tmp_path)
+    (path,) = tmp_path.glob("train*.parquet")
+    table = pq.read_table(path)
+    rows = table.column("img").to_pylist()
+    for broken in rows[1:]:
+        broken["bytes"] = b"no picture"
+    labels = table.column("label").to_pylist()
+    pq.write_table(table.set_column(0, "img", pa.array(rows, table.schema.field("img").type)), path)
+    with pytest.raises(UserError, match=r"row (\d+) of the train part cannot be decoded") as caught:
+        load_arrays(str(tmp_path), train_images=5)
+    (told,) = re.findall(r"row (\d+)", str(caught.value))
+    kept_rows = kept(np.array(labels), 5, "train")
+    assert int(told) == next(row for row in kept_rows if row > 0) + 1 > 1

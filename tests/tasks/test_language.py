@@ -118,3 +118,27 @@ def test_sizes_that_do_not_go_together_are_refused(folder):
         ValueError, match=r"task\.context: the train part has .* fewer than a window of 99999"
     ):
         task(folder, context=99999)
+
+
+@pytest.mark.parametrize("row", [None, 3])
+def test_a_row_of_the_hub_that_is_no_text_is_told(monkeypatch, row):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"text": [row] if row else ["a", row]})
+    loaded = dict.fromkeys(("train", "validation", "test"), rows)
+    monkeypatch.setattr("optuna_ohgw.tasks.text.load_hub", lambda *named: loaded)
+    with pytest.raises(UserError, match=rf"the train part of a/b, row \d: column 'text' has {row}, no text"):
+        load_text("a/b", {}, "text", {})
+
+
+def test_a_cache_that_cannot_be_used_is_told(tmp_path, monkeypatch):
+    texts = dict.fromkeys(("train", "validation", "test"), "some text\n" * 50)
+    monkeypatch.setenv("OPTUNA_OHGW_CACHE", str(tmp_path / "cache"))
+    tokens_of(texts, 260)
+    (known,) = (tmp_path / "cache").iterdir()
+    known.write_text("{")
+    with pytest.raises(UserError, match=r"bpe-.* cannot be read .*; delete it"):
+        tokens_of(texts, 260)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("OPTUNA_OHGW_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"cannot be written .*OPTUNA_OHGW_CACHE=FOLDER"):
+        tokens_of(texts, 260)

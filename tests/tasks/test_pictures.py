@@ -76,7 +76,7 @@ def test_bad_pictures_are_told_with_the_file(folder, break_it, told):
 def test_a_part_of_the_test_pictures_is_drawn_by_class(folder):
     part = task(folder, test_images=4).parts["test"]
     assert sorted(part.labels[row] for row in part.rows) == [0, 0, 1, 1]
-    with pytest.raises(UserError, match="task.test_images is 1, but the draw is by class"):
+    with pytest.raises(UserError, match=r"task\.test_images is 1, but the draw is by class"):
         task(folder, test_images=1)
 
 
@@ -120,3 +120,22 @@ def test_an_empty_folder_is_told(tmp_path):
     (tmp_path / "train").mkdir()
     with pytest.raises(UserError, match="has 0 classes and 0 pictures"):
         task(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "told"),
+    [
+        ([0, 1] * 20, [0, -1], "the test part of some/one, row 2: column 'label' has -1, no integer from 0"),
+        ([0, 1, None] * 20, [0, 1], "the train part of some/one, row 3: column 'label' has None"),
+        (["a", "b"] * 20, [0, 1], "row 1: column 'label' has 'a', no integer"),
+        ([1] * 20, [1], "the train part of some/one has one class only, 1"),
+        ([0, 1] * 20, [], "the test part of some/one has no row"),
+    ],
+)
+def test_labels_of_the_hub_that_are_none_are_told(monkeypatch, train, test, told):
+    datasets = pytest.importorskip("datasets")
+    parts = {"train": train, "test": test}
+    loaded = {p: datasets.Dataset.from_dict({"image": [0] * len(v), "label": v}) for p, v in parts.items()}
+    monkeypatch.setattr("optuna_ohgw.tasks.pictures.load_hub", lambda data: loaded)
+    with pytest.raises(UserError, match=told):
+        task("some/one")

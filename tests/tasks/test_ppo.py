@@ -133,3 +133,14 @@ def test_pong_is_seen_as_four_frames_of_84_pixels():
     seen, _ = environments.reset(seed=[1, 2])
     assert seen.shape == (2, 4, 84, 84)
     assert 0 <= seen.min() < seen.max() <= 1
+
+
+def test_what_ataris_pictures_need_is_told_with_its_extra(monkeypatch):
+    import gymnasium
+
+    def without(*args, **options):
+        raise gymnasium.error.DependencyNotInstalled("opencv-python package not installed")
+
+    monkeypatch.setattr(gymnasium.wrappers, "AtariPreprocessing", without)
+    with pytest.raises(UserError, match=r"opencv-python .*; pip install 'optuna-ohgw\[rl\]'"):
+        make_environments("ALE/Pong-v5", 1, None)

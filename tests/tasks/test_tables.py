@@ -62,6 +62,12 @@ def typed(table, row, column, value):
     return table
 
 
+def test_a_column_that_pandas_kept_as_index_is_a_column(table, tmp_path):
+    table.set_index("size").to_parquet(tmp_path / "t.parquet")
+    tables = load_tables(str(tmp_path / "t.parquet"), "kind", seed=0, validation=0.2, test=0.2)
+    assert "size" in tables.names
+
+
 @pytest.mark.parametrize(
     ("change", "target", "told"),
     [
@@ -105,3 +111,13 @@ def test_files_that_cannot_be_read_are_told(tmp_path, name, content, told):
 def test_unknown_names_are_told_with_what_there_is(data):
     with pytest.raises(UserError, match="breast-cancer, digits, iris, wine"):
         load_tables(data, None, seed=0, validation=0.2, test=0.2)
+
+
+def test_a_configuration_of_the_hub_is_asked_for(monkeypatch, table):
+    datasets = pytest.importorskip("datasets")
+    asked = []
+    loaded = {"train": datasets.Dataset.from_pandas(table)}
+    monkeypatch.setattr("optuna_ohgw.tasks.tables.load_hub", lambda *named: asked.append(named) or loaded)
+    load_tables("some/tables:one", "kind", seed=0, validation=0.2, test=0.2)
+    load_tables("some/tables", "kind", seed=0, validation=0.2, test=0.2)
+    assert asked == [("some/tables", "one"), ("some/tables", None)]

@@ -102,7 +102,7 @@ def _try(spec: StudySpec, work: Workload) -> str:
         for part in PARTS if isinstance(spec.task, OwnSpec) else ():
             step = f"evaluate({part!r})"
             found = work.evaluate(state, part)
-            if math.isnan(found.metric) or math.isnan(found.loss):
+            if math.isnan(found.metric) or not math.isfinite(found.loss):
                 raise ValueError(
                     f"the metric of {part} is {found.metric}, the loss {found.loss} before training"
                 )

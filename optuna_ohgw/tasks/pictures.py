@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,10 +20,10 @@ from torch import Tensor, nn
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.metric import ACCURACY
 from optuna_ohgw.seeds import Purpose, derive_seed
-from optuna_ohgw.tasks.data import cache_folder
+from optuna_ohgw.tasks.data import CACHE, cache_folder
 from optuna_ohgw.tasks.models import build_model
 from optuna_ohgw.tasks.network import Batches, NetworkTask
-from optuna_ohgw.tasks.sources import kept, load_hub, stratified
+from optuna_ohgw.tasks.sources import kept, load_hub, one_line, stratified
 
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MARGIN = 256 / 224
@@ -292,17 +293,26 @@ def _digits() -> Path:
     from optuna_ohgw.tasks.sources import digits_parts
 
     folder = cache_folder() / "digits-pictures"
-    if not folder.is_dir():
-        partial = folder.with_name(f"{folder.name}-{os.getpid()}")
-        for part, (pictures, labels, _) in digits_parts({"train": None, "test": None})[0].items():
-            for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
-                path = partial / ("train" if part == "train" else "val") / str(label) / f"{number:04d}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                picture.save(path)
-        try:
-            partial.rename(folder)
-        except OSError:
-            import shutil
-
-            shutil.rmtree(partial)  # another was faster
+    if folder.is_dir():
+        return folder
+    parts = digits_parts({"train": None, "test": None})[0]
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder.parent) as scratch:
+            made = Path(scratch) / folder.name
+            for part, (pictures, labels, _) in parts.items():
+                for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+                    path = made / ("train" if part == "train" else "val") / str(label) / f"{number:04d}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    picture.save(path)
+            try:
+                made.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise  # else another was faster
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise UserError(
+            f"the cache {folder.parent} cannot be written ({reason}); set {CACHE}=FOLDER"
+        ) from error
     return folder

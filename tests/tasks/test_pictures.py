@@ -139,3 +139,14 @@ def test_labels_of_the_hub_that_are_none_are_told(monkeypatch, train, test, told
     monkeypatch.setattr("optuna_ohgw.tasks.pictures.load_hub", lambda data: loaded)
     with pytest.raises(UserError, match=told):
         task("some/one")
+
+
+def test_digits_are_written_once_and_a_cache_that_takes_nothing_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPTUNA_OHGW_CACHE", str(tmp_path / "cache"))
+    first = task("digits", validation_images=20)
+    assert len(first.parts["train"].rows) + len(first.parts["validation"].rows) > 1000
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["digits-pictures"]
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("OPTUNA_OHGW_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"cannot be written .*OPTUNA_OHGW_CACHE=FOLDER"):
+        task("digits", validation_images=20)

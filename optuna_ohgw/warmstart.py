@@ -227,7 +227,14 @@ def _gradient(
 ) -> tuple[HyperGradient, Tensor | None]:
     name = settings.estimator or ("lean" if isinstance(loss, LookaheadLoss) else "exact")
     count = max(1, settings.snr_batches)
-    sets = [ESTIMATORS[name](_at(loss, step * count + j), space, z) for j in range(count)]
+    try:
+        sets = [ESTIMATORS[name](_at(loss, step * count + j), space, z) for j in range(count)]
+    except RuntimeError as failure:
+        if "derivative for" not in str(failure):  # torch raises no class of its own
+            raise
+        reason = str(failure).splitlines()[0]
+        remedy = "a layer cannot be differentiated twice; set horizon 1 or the estimator finite-difference"
+        raise RuntimeError(f"{reason}: {remedy}") from failure
     stacked = torch.stack([s.gradient for s in sets])
     mean = HyperGradient(
         sum(s.loss for s in sets) / count, stacked.mean(0), sum(s.cost_mbu for s in sets), sets[0].methods

@@ -564,3 +564,16 @@ def test_the_control_is_as_long_as_a_step_that_the_bounds_cut():
         lengths.append(math.hypot(*(warmed.psi[n] - start[n] for n in start)))
     assert lengths[0] == pytest.approx(1.4, rel=1e-6)
     assert 0 < lengths[1] <= 1.4 + 1e-9
+
+
+def test_a_layer_that_cannot_be_differentiated_twice_is_told_with_what_to_do():
+    def loss(psi):
+        weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+        hard = nn.functional.hardsigmoid(weight * psi["lr"])
+        (inner,) = torch.autograd.grad(hard, weight, create_graph=True)
+        return inner**2
+
+    with pytest.raises(
+        RuntimeError, match=r"not implemented: .* set horizon 1 or the estimator finite-difference"
+    ):
+        warm_start(loss, SPACE, SUGGESTED, WarmStart(), torch.Generator().manual_seed(0))

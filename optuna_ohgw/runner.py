@@ -101,14 +101,19 @@ def _run(spec: StudySpec, console: Console, level: int, crew: Crew) -> bool:
         check_installed(spec.scheduler.name, "scheduler.name")
         _check_crew(spec, crew)
         check_data(spec)
-        with FileLock(spec.folder / ".start.lock"):  # of two that start at once one makes the tables
-            storage = storage or open_storage(spec.storage_url, create=True, patience_s=patience_s)
-            check_cells(storage, spec)
-            environment = environment_record(spec)
-            for cell in cells_of(spec):
-                create_cell(storage, spec, cell, environment)
-                _prepare_folder(spec, cell)
-        _work(spec, storage, console, level, crew)
+        stop = Stop()
+        # From here on a signal is noted, not raised: an exception from nowhere may be lost in a library.
+        with stop_on_signal(stop) as signals, hurried_by(stop), _away_is_no_matter(signals):
+            with FileLock(spec.folder / ".start.lock"):  # of two that start at once one makes the tables
+                storage = storage or open_storage(spec.storage_url, create=True, patience_s=patience_s)
+                check_cells(storage, spec)
+                environment = environment_record(spec)
+                for cell in cells_of(spec):
+                    create_cell(storage, spec, cell, environment)
+                    _prepare_folder(spec, cell)
+            _work(spec, storage, console, level, crew, stop)
+    if signals:
+        raise Stopped(signals[0])
     return True
 
 
@@ -177,7 +182,7 @@ def environment_record(spec: StudySpec) -> dict[str, Any]:
     }
 
 
-def _work(spec: StudySpec, storage: Any, console: Console, level: int, crew: Crew) -> None:
+def _work(spec: StudySpec, storage: Any, console: Console, level: int, crew: Crew, stop: Stop) -> None:
     # Reads what is new, again and again; a proxy does so by itself.
     cached = _CachedStorage(storage) if isinstance(storage, RDBStorage) else storage
     claims = Claims(cached, spec, "")
@@ -187,12 +192,10 @@ def _work(spec: StudySpec, storage: Any, console: Console, level: int, crew: Cre
         console.print(f"{waiting} unfinished trials of an earlier run start again")
     devices = _devices(spec, len(left_of(storage, spec)), crew) if crew.engine == "processes" else []
     shared = any(device is not None for device in devices) and len(devices) > len(set(devices))
-    stop = Stop()
+    if stop.is_set():
+        return
     with (
         shared_gpu() if shared else contextlib.nullcontext(),
-        stop_on_signal(stop) as signals,
-        _away_is_no_matter(signals),
-        hurried_by(stop),
         show_progress(cached, spec, claims, console) as view,
     ):
 
@@ -207,8 +210,8 @@ def _work(spec: StudySpec, storage: Any, console: Console, level: int, crew: Cre
             run_actors(spec, crew, len(left_of(storage, spec)), level, stop, look, say)
         else:
             run_processes(spec, devices, level, stop, look, say)
-    if signals:
-        raise Stopped(signals[0])
+    if stop.is_set():
+        return
     errors = claims.errors()
     if errors:
         cells = "; ".join(f"{cell}: {error}" for cell, error in errors.items())

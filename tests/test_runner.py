@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import datetime
 import io
 import signal
@@ -206,6 +207,25 @@ def test_an_interrupt_before_the_workers_start_can_be_continued(
     monkeypatch.setattr(runner, "check_data", interrupted)
     with pytest.raises(runner.Stopped):
         runner.run(spec_of(tmp_path), Console(file=io.StringIO()))
+
+
+def test_an_interrupt_while_the_cells_are_made_is_noted_and_starts_no_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an exception it could be lost: imports, finalizers and callbacks of libraries swallow some."""
+    honest = runner.create_cell
+
+    def create_cell(*args: Any) -> None:
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+        honest(*args)
+
+    monkeypatch.setattr(runner, "create_cell", create_cell)
+    monkeypatch.setattr(runner, "run_processes", lambda *_: pytest.fail("workers were started"))
+    with pytest.raises(runner.Stopped) as stopped:
+        runner.run(spec := spec_of(tmp_path), Console(file=io.StringIO()))
+    assert stopped.value.number == signal.SIGINT
+    assert not any(trials_of(spec).values())
 
 
 def truncate(file: Path) -> None:

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_ohgw.cell_study import ask, distributions
-from optuna_ohgw.cells import Cell, Ledger
+from optuna_ohgw.cells import Cell, Ledger, create_cell
 from optuna_ohgw.history import CLOCK, CONFIG_INDEX, CURVE, INTERRUPTED, RECORD, RESUMED_FROM
 from optuna_ohgw.metric import Metric
 from optuna_ohgw.schedulers.pruners import SchedulerPruner
@@ -23,6 +24,19 @@ from optuna_ohgw.spec_tasks import ReplaySpec
 from optuna_ohgw.surroundings import worker_record
 from optuna_ohgw.tasks.replay import Known, courses_of
 from optuna_ohgw.trial import BATCHES, Curve, why_pruned
+
+
+def begin_anew(database: BaseStorage, spec: StudySpec, cell: Cell) -> None:
+    """Make the cell of a replay anew if it was begun: its clock is not in the storage."""
+    try:
+        study_id = database.get_study_id_from_name(cell.name)
+        environment = database.get_study_user_attrs(study_id).get("environment", {})
+        if not database.get_n_trials(study_id):
+            return
+        database.delete_study(study_id)
+    except KeyError:
+        environment = {}  # whoever deleted it was killed before it made it anew
+    create_cell(database, spec, cell, environment)
 
 
 @dataclass(order=True)

@@ -21,8 +21,9 @@ from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_ohgw.cell_log import logged
 from optuna_ohgw.cell_study import ask, load_cell
-from optuna_ohgw.cells import Cell, Ledger, create_cell, revive
+from optuna_ohgw.cells import Cell, Ledger, revive
 from optuna_ohgw.checkpoint import CheckpointStore
 from optuna_ohgw.claims import BEAT_S, Claims
 from optuna_ohgw.ending import best_trial, drop_checkpoints, keep_best, raise_if_failed, train_to_the_end
@@ -35,7 +36,7 @@ from optuna_ohgw.history import (
 )
 from optuna_ohgw.opening import for_trials, open_storage, shown_url
 from optuna_ohgw.patience import Patience, hurried_by
-from optuna_ohgw.replay_cell import replay_cell, replayed
+from optuna_ohgw.replay_cell import begin_anew, replay_cell, replayed
 from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.surroundings import worker_record
 from optuna_ohgw.training import Interrupted
@@ -128,7 +129,7 @@ def _work_on(claims: Claims, context: Context) -> None:
     """Do what there is to do in the cell that is claimed, and release it."""
     assert claims.own is not None
     cell, done, error = claims.own.cell, False, None
-    with _logged(cell, context):
+    with logged(cell.folder(context.spec.folder), context.number, context.level):
         try:
             search(cell, claims)
             if not context.stops() and claims.is_sole():
@@ -192,7 +193,7 @@ def search(cell: Cell, claims: Claims | None = None) -> None:
     owner = {} if alone else {WORKER: _record(number)}
     storage = for_trials(database, sole=alone, owner=owner, patience=context.patience)
     if spec.replays:
-        _begin_anew(database, spec, cell)
+        begin_anew(database, spec, cell)
     study = load_cell(storage, spec, cell, 0 if alone else number)
     ledger, failed, ended = Ledger(study, spec), 0, 0
     if spec.replays:
@@ -263,19 +264,6 @@ def _is_searched(cell: Cell) -> bool:
 
 def _nobody(_: FrozenTrial) -> bool:
     return False
-
-
-def _begin_anew(database: optuna.storages.BaseStorage, spec: StudySpec, cell: Cell) -> None:
-    """Make the cell of a replay anew if it was begun: its clock is not in the storage."""
-    try:
-        study_id = database.get_study_id_from_name(cell.name)
-        environment = database.get_study_user_attrs(study_id).get("environment", {})
-        if not database.get_n_trials(study_id):
-            return
-        database.delete_study(study_id)
-    except KeyError:
-        environment = {}  # whoever deleted it was killed before it made it anew
-    create_cell(database, spec, cell, environment)
 
 
 def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path, ledger: Ledger) -> bool:
@@ -383,24 +371,6 @@ def _report(study: optuna.Study, trial: optuna.Trial, cell: Cell, state: TrialSt
         metric.name,
         f"{value:.4f}" if value is not None else "none",
     )
-
-
-@contextmanager
-def _logged(cell: Cell, context: Context) -> Iterator[None]:
-    """Log to a file in the cell's folder while inside."""
-    folder = cell.folder(context.spec.folder)
-    folder.mkdir(parents=True, exist_ok=True)  # made by another machine, which may not share it
-    handler = logging.FileHandler(folder / f"worker-{context.number}.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("optuna_ohgw")
-    logger.setLevel(context.level)
-    logger.propagate = False
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
 
 
 def _record(claim: int) -> dict[str, Any]:

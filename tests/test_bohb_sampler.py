@@ -30,6 +30,7 @@ class Suite:
         return lambda: BohbSampler(seed=0)
 
 
+# The suites of Optuna need nothing but the sampler: the classes below have no body of their own.
 class TestBohbSamplerPassesOptunasBasicSuite(Suite, BasicSamplerTestCase):
     pass  # Optuna's own tests
 

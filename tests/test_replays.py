@@ -22,7 +22,6 @@ from optuna_ohgw.records import read_records
 from optuna_ohgw.replays import comparison, export, over_study, over_tables, read_candidates, read_table
 from optuna_ohgw.schedulers import SCHEDULERS, Settings
 from optuna_ohgw.simulation import finite_curves, simulate
-from optuna_ohgw.spec import load_spec
 
 STUDY = """
 name: planted
@@ -35,18 +34,6 @@ scheduler: {min_resource: 3, reduction_factor: 3, bootstrap_count: 2}
 variations: [asha-baseline, asha-ohgw-1step]
 seeds: [0, 1]
 targets: [0.9]
-budget: {trials: 16}
-output: OUTPUT
-"""
-
-LOWER = """
-name: lower
-task: {name: language, data: python, epochs: 27}
-space: {lr: {low: 1.0e-4, high: 1.0, log: true}, dropout: {low: 0.0, high: 0.5}}
-scheduler: {min_resource: 3, reduction_factor: 3, bootstrap_count: 2}
-variations: [asha-baseline, asha-ohgw-1step]
-seeds: [0, 1]
-targets: [130.0]
 budget: {trials: 16}
 output: OUTPUT
 """
@@ -106,8 +93,13 @@ def test_the_studys_own_scheduler_repeats_it_to_the_epoch(grown) -> None:
 
 
 def test_where_lower_is_better_the_studys_own_scheduler_repeats_it_too(tmp_path: Path) -> None:
-    (tmp_path / "s.yaml").write_text(LOWER.replace("OUTPUT", str(tmp_path / "out")))
-    spec = load_spec(tmp_path / "s.yaml")
+    spec = planted_spec(
+        seeds=(0, 1),
+        target=130.0,
+        output=str(tmp_path / "out"),
+        task={"name": "language", "data": "python", "epochs": 27},
+        space={"lr": RANGES["lr"]},
+    )
     storage = grow(spec, lambda *key: [100 * (2 - value) for value in accuracies(*key)])
     records = read_records(storage, spec)
     runs = over_study(records, ["asha"], workers=1, target=130.0).set_index(["variation", "seed"])

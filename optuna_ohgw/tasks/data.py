@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +76,21 @@ class ImageData:
     def width(self) -> int:
         """Width of a picture in pixels."""
         return int(self.train_images.shape[3])
+
+
+@contextmanager
+def cache_writes(folder: Path) -> Iterator[None]:
+    """Make a folder of a cache and write to it inside.
+
+    Raises:
+        UserError: If it cannot be made or written, with how to name another.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise UserError(f"the cache {folder} cannot be written ({reason}); set {CACHE}=FOLDER") from error
 
 
 def cache_folder() -> Path:
@@ -145,14 +162,10 @@ def load_arrays(
     arguments = [source, image_column, label_column, train_images, test_images, size, channels]
     folder = cache / f"arrays-{_fingerprint(arguments, files)}"
     if not folder.exists():
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with FileLock(cache / f".{folder.name}.lock"):  # decoded once, whoever waits
-                if not folder.exists():
-                    _write(decode(), folder)
-        except OSError as error:
-            reason = error.strerror or one_line(error)
-            raise UserError(f"the cache {cache} cannot be written ({reason}); set {CACHE}=FOLDER") from error
+        # Decoded once, whoever waits.
+        with cache_writes(cache), FileLock(cache / f".{folder.name}.lock"):
+            if not folder.exists():
+                _write(decode(), folder)
     return _read(folder)
 
 
@@ -227,6 +240,7 @@ def _stack(name: str, part: Part, size: int | None, channels: int | None, shape:
                     f"{arrays[-1].shape} but the first is {shape}; give all one size by "
                     "--set task.size=PIXELS"
                 )
+    # Pillow raises NotImplementedError for kinds of files that it cannot read.
     except (OSError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
         raise UserError(
             f"task.data: row {rows[len(arrays)] + 1} of the {name} part cannot be decoded "

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.metric import ACCURACY
 from optuna_ohgw.seeds import Purpose, derive_seed
-from optuna_ohgw.tasks.data import CACHE, cache_folder
+from optuna_ohgw.tasks.data import cache_folder, cache_writes
 from optuna_ohgw.tasks.models import build_model
 from optuna_ohgw.tasks.network import Batches, NetworkTask
-from optuna_ohgw.tasks.sources import kept, load_hub, one_line, stratified
+from optuna_ohgw.tasks.sources import kept, load_hub, stratified
 
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MARGIN = 256 / 224
@@ -296,23 +296,19 @@ def _digits() -> Path:
     if folder.is_dir():
         return folder
     parts = digits_parts({"train": None, "test": None})[0]
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder.parent) as scratch:
-            made = Path(scratch) / folder.name
-            for part, (pictures, labels, _) in parts.items():
-                for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
-                    path = made / ("train" if part == "train" else "val") / str(label) / f"{number:04d}.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    picture.save(path)
-            try:
-                made.rename(folder)
-            except OSError:
-                if not folder.is_dir():
-                    raise  # else another was faster
-    except OSError as error:
-        reason = error.strerror or one_line(error)
-        raise UserError(
-            f"the cache {folder.parent} cannot be written ({reason}); set {CACHE}=FOLDER"
-        ) from error
+    with (
+        cache_writes(folder.parent),
+        tempfile.TemporaryDirectory(prefix=".writing-", dir=folder.parent) as scratch,
+    ):
+        made = Path(scratch) / folder.name
+        for part, (pictures, labels, _) in parts.items():
+            for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+                path = made / ("train" if part == "train" else "val") / str(label) / f"{number:04d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                picture.save(path)
+        try:
+            made.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise  # else another was faster
     return folder

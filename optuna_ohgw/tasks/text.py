@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from optuna_ohgw.errors import UserError
-from optuna_ohgw.tasks.data import CACHE, cache_folder
+from optuna_ohgw.tasks.data import cache_folder, cache_writes
 from optuna_ohgw.tasks.sources import load_hub, one_line
 
 PARTS = ("train", "validation", "test")
@@ -90,16 +90,10 @@ def tokens_of(texts: dict[str, str], vocabulary: int) -> tuple[dict[str, Tensor]
             min_frequency=2,
             show_progress=False,
         )
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as scratch:
-                known.save(str(partial := Path(scratch) / path.name))  # others may write the same now
-                partial.replace(path)
-        except OSError as error:
-            reason = error.strerror or one_line(error)
-            raise UserError(
-                f"the cache {path.parent} cannot be written ({reason}); set {CACHE}=FOLDER"
-            ) from error
+        # A folder of its own: others may write the same now.
+        with cache_writes(path.parent), tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            known.save(str(partial := Path(scratch) / path.name))
+            partial.replace(path)
     encoded = {part: torch.tensor(known.encode(text).ids, dtype=torch.int64) for part, text in texts.items()}
     return encoded, int(known.get_vocab_size())
 

@@ -15,7 +15,7 @@ from sqlalchemy.pool import NullPool
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from optuna_ohgw.errors import StorageLost, UserError
-from optuna_ohgw.outages import is_outage, reason_of
+from optuna_ohgw.outages import is_outage, is_outage_of_driver, reason_of
 from optuna_ohgw.patience import Patience, make_patient
 from optuna_ohgw.reading import hide_passwords
 
@@ -25,11 +25,15 @@ _DRIVERS = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql", "grpc"
 
 
 def _is_told(record: logging.LogRecord) -> bool:
-    """Return whether a message of Optuna's storage is shown; an outage is told in a line of our own."""
-    return "Falling back to a slower alternative" not in record.getMessage()
+    """Return whether a message of a library under the storage is shown; outages are told by our own line."""
+    if "Falling back to a slower alternative" in record.getMessage():
+        return False
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or not is_outage_of_driver(error)
 
 
-logging.getLogger("optuna.storages._rdb.storage").addFilter(_is_told)
+for _name in ("optuna.storages._rdb.storage", "sqlalchemy.pool.impl.QueuePool"):
+    logging.getLogger(_name).addFilter(_is_told)
 
 
 def open_storage(

@@ -40,6 +40,12 @@ def is_outage(error: BaseException) -> bool:
     return _is_rpc_outage(error)
 
 
+def is_outage_of_driver(error: BaseException) -> bool:
+    """Return the same of an error as a database's driver raises it, see PEP 249 for its classes."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"OperationalError", "InterfaceError"}) and not _lasts(str(error))
+
+
 def _is_rpc_outage(error: BaseException) -> bool:
     """Return whether a proxy does not answer, or tells that its database does not."""
     grpc = _grpc_of(error)

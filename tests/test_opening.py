@@ -8,7 +8,10 @@ import sqlite3
 import sys
 from pathlib import Path
 
+import psycopg
+import pymysql
 import pytest
+import sqlalchemy as sa
 
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.opening import _DRIVERS, open_storage
@@ -38,6 +41,27 @@ def test_an_outage_that_optuna_goes_round_is_not_told_twice(caplog) -> None:
     finally:
         logger.removeHandler(caplog.handler)
     assert {record.getMessage() for record in caplog.records} == {"something else"}
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (pymysql.err.OperationalError(2013, "Lost connection to MySQL server during query"), False),
+        (psycopg.errors.AdminShutdown("terminating connection due to administrator command"), False),
+        (pymysql.err.ProgrammingError(1064, "You have an error in your SQL syntax"), True),
+        (ValueError("no error of a database"), True),
+    ],
+)
+def test_a_connection_that_broke_is_put_away_without_a_traceback(error, told, caplog, tmp_path):
+    storage = open_storage(f"sqlite:///{tmp_path / 'study.db'}", create=True)
+
+    def break_off(*_: object) -> None:
+        raise error
+
+    connection = storage.engine.connect()
+    sa.event.listen(storage.engine.pool, "reset", break_off)
+    connection.close()
+    assert ["Exception during reset" in record.message for record in caplog.records] == [True] * told
 
 
 def test_a_database_without_tables_is_told_and_gets_none(tmp_path):

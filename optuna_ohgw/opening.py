@@ -147,19 +147,23 @@ def _connect(url: str, *, create: bool) -> RDBStorage:
         arguments |= {"tcp_user_timeout": 20_000}  # milliseconds
     elif url.startswith("mysql"):
         arguments |= {"read_timeout": 60, "write_timeout": 60}
+    options: dict[str, Any] = {"connect_args": arguments, "pool_pre_ping": not url.startswith("sqlite")}
+    if url.startswith("postgresql+psycopg:"):
+        from optuna_ohgw.postgresql import connector
+
+        options["creator"] = connector(url, arguments)
     if not create:
-        _check_tables(url, arguments)
+        _check_tables(url, options)
     # Two machines may make the tables at the same moment.
     kinds = IntegrityError, ProgrammingError
     making = Retrying(retry=retry_if_exception_type(kinds), stop=stop_after_attempt(3), wait=wait_fixed(0.5))
-    options = {"connect_args": arguments, "pool_pre_ping": not url.startswith("sqlite")}
     storage: RDBStorage = making(RDBStorage, url, engine_kwargs=options)
     return storage
 
 
-def _check_tables(url: str, arguments: dict[str, Any]) -> None:
+def _check_tables(url: str, options: dict[str, Any]) -> None:
     """Raise a UserError if a database has no tables of Optuna's, which would make them to look at them."""
-    engine = create_engine(url, connect_args=arguments, poolclass=NullPool)
+    engine = create_engine(url, poolclass=NullPool, **options)
     if not inspect(engine).has_table("studies"):
         raise UserError(
             f"storage: {shown_url(url)} holds no study; start one with 'optuna-ohgw run', or name another"

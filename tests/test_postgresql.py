@@ -15,6 +15,7 @@ import optuna
 import psutil
 import psycopg
 import pytest
+import sqlalchemy as sa
 import test_cell_trials
 import test_storage
 from command_runs import Run, assert_same_outcome, assert_whole, run_in_process, spec_of, trials_of
@@ -22,6 +23,9 @@ from optuna.storages._cached_storage import _CachedStorage
 from optuna.trial import TrialState
 from postgresql_server import PASSWORD, binaries, server
 from proxy_server import free_port, proxy_of
+
+from optuna_ohgw.errors import StorageLost
+from optuna_ohgw.opening import open_storage
 
 pytestmark = [
     pytest.mark.slow,
@@ -178,6 +182,31 @@ def test_a_second_signal_ends_a_run_whose_server_is_frozen(tmp_path, postgresql)
     status, _, err = again.result()
     assert (status, err) == (0, "")
     assert_whole(again.spec)
+
+
+def test_a_frozen_server_is_waited_for_as_one_that_is_away(postgresql, monkeypatch):
+    """Each answer for a while, all together for as long as patience lasts; then it goes on."""
+    monkeypatch.setattr("optuna_ohgw.postgresql._ANSWER_S", 1.0)
+    storage = open_storage(postgresql.url, create=True, patience_s=4)
+    held = storage.engine.connect()  # a transaction that has begun
+    held.execute(sa.text("SELECT 1"))
+    server = psutil.Process(postgresql.pid)
+    frozen = [server, *server.children()]
+    for process in frozen:
+        process.suspend()
+    began = time.monotonic()
+    try:
+        with pytest.raises(StorageLost, match="did not answer for"):
+            storage.get_all_studies()
+        with pytest.raises(sa.exc.OperationalError, match="no answer within 1 s") as caught:
+            held.execute(sa.text("SELECT 1"))
+    finally:
+        for process in frozen:
+            process.resume()
+    assert caught.value.connection_invalidated
+    assert 4 < time.monotonic() - began < 40  # connecting anew takes up to 10 s
+    held.close()
+    assert isinstance(storage.get_all_studies(), list)
 
 
 def test_an_outage_behind_a_proxy_changes_nothing(tmp_path, postgresql, calm):

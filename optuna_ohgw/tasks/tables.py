@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,8 +40,9 @@ class Tables(NamedTuple):
 def load_tables(data: str, target: str | None, *, seed: int, validation: float, test: float) -> Tables:
     """Return the stratified parts of a table, standardised by the training part.
 
-    Numbers are centred and divided by their standard deviation; what is no number is one column a
-    level. The test part is the same for every seed.
+    Numbers, dates (as days) and durations are centred and divided by their standard deviation; what is
+    none of them is one column a level. Dates in a CSV file are text. The test part is the same for
+    every seed.
 
     Args:
         data: One of ``SHIPPED``, a ``.csv`` or ``.parquet`` file, or on the hub ``OWNER/NAME`` or
@@ -188,11 +191,22 @@ def _split(
     return np.sort(kept), np.sort(drawn)
 
 
+def _as_numbers(column: pd.Series) -> pd.Series:
+    """Return dates as days, durations too, and exact decimals as they are; any other column untouched."""
+    if column.dtype == object and isinstance(column.iloc[0], decimal.Decimal):
+        return column.astype(np.float64)
+    if column.dtype == object and isinstance(column.iloc[0], datetime.date):
+        column = pd.to_datetime(column, utc=True)
+    if column.dtype.kind == "M":
+        column = column - pd.Timestamp(0, tz=column.dt.tz)
+    return column / pd.Timedelta(days=1) if column.dtype.kind == "m" else column
+
+
 def _encoded(features: pd.DataFrame, trained: NDArray[np.int64]) -> tuple[NDArray[np.float64], list[str]]:
     """Return the columns as numbers; a level that the training part lacks is none of its columns."""
     columns, names = [], []
     for name in features.columns:
-        column = features[name]
+        column = _as_numbers(features[name])
         if column.dtype.kind in "fiu":
             columns.append(column.to_numpy(dtype=np.float64))
             names.append(str(name))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -48,6 +51,29 @@ def test_categories_are_a_column_a_level_and_parts_share_them(table, tmp_path, s
     assert {n for n in found.names if "colour" in n} == {"colour=blue", "colour=green", "colour=red"}
     assert found.labels == ["a", "b"]
     assert found.train.features.shape[1] == found.test.features.shape[1] == len(found.names)
+
+
+DAYS = np.array([0.0, 1.0, 2.5, 40.0, 7.25, 19.0] * 10)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pd.Timestamp("1999-12-31 18:00") + pd.to_timedelta(DAYS, unit="D"),
+        pd.Timestamp("2024-03-30", tz="Europe/Zurich") + pd.to_timedelta(DAYS, unit="D"),
+        pd.to_timedelta(DAYS, unit="D"),
+        [datetime.date(2020, 2, 27) + datetime.timedelta(days=int(4 * day)) for day in DAYS],
+        [decimal.Decimal(f"{day:.2f}") for day in DAYS],
+    ],
+    ids=["time", "time of a zone", "duration", "date", "decimal"],
+)
+def test_dates_and_decimals_are_numbers(table, tmp_path, column):
+    table.assign(size=column).to_parquet(tmp_path / "t.parquet")
+    found = load_tables(str(tmp_path / "t.parquet"), "kind", seed=0, validation=0.2, test=0.2)
+    table.assign(size=DAYS).to_parquet(tmp_path / "plain.parquet")
+    plain = load_tables(str(tmp_path / "plain.parquet"), "kind", seed=0, validation=0.2, test=0.2)
+    assert found.names == plain.names
+    np.testing.assert_allclose(found.train.features, plain.train.features, rtol=1e-5, atol=1e-6)
 
 
 def without(table, row, column):

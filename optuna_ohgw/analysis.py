@@ -5,6 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from optuna_ohgw.beside import Side, sides
+from optuna_ohgw.censored import (
+    TimeComparison,
+    compare_times,
+    kaplan_meier_median,
+    restricted_mean,
+)
 from optuna_ohgw.comparison import comparisons
 from optuna_ohgw.drift import benefit, benefit_correlation, divergence, knn_divergence, shift
 from optuna_ohgw.evidence import Evidence, evidence_of, gather, summary_table
@@ -31,13 +37,9 @@ from optuna_ohgw.spec import load_spec
 from optuna_ohgw.statistics import (
     Estimate,
     PairedDifference,
-    TimeComparison,
-    compare_times,
     hodges_lehmann,
     holm,
-    kaplan_meier_median,
     paired_difference,
-    restricted_mean,
     sd_ratio,
     signed_rank,
 )

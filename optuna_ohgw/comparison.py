@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from optuna_ohgw.censored import compare_times, kaplan_meier_median, restricted_mean
 from optuna_ohgw.metrics import BUDGETS
-from optuna_ohgw.statistics import Array, compare_times, holm, kaplan_meier_median, restricted_mean
+from optuna_ohgw.statistics import Array, holm
 from optuna_ohgw.variations import baseline_among, eta_of, scheduler_of, warm_start_of
 
 ALPHA = 0.05

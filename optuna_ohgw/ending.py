@@ -15,10 +15,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_ohgw.cells import Cell
 from optuna_ohgw.checkpoint import CheckpointStore
+from optuna_ohgw.curve import Best, Curve
 from optuna_ohgw.errors import CellFailed
+from optuna_ohgw.final_training import FINAL_CHECKPOINT, train_final
 from optuna_ohgw.history import CONFIG_INDEX, RECORD, checkpoint_bytes, is_interrupted
 from optuna_ohgw.spec import StudySpec
-from optuna_ohgw.trial import FINAL_CHECKPOINT, Best, Curve, train_final
 from optuna_ohgw.workload import Workload
 
 log = logging.getLogger("optuna_ohgw.ending")

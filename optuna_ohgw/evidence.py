@@ -11,10 +11,10 @@ import pandas as pd
 from optuna.storages import BaseStorage
 
 from optuna_ohgw import metrics
+from optuna_ohgw.censored import kaplan_meier_median, restricted_mean
 from optuna_ohgw.comparison import comparisons, horizon
 from optuna_ohgw.records import PILOT, Records, read_records
 from optuna_ohgw.spec import StudySpec
-from optuna_ohgw.statistics import kaplan_meier_median, restricted_mean
 from optuna_ohgw.variations import baseline_among
 from optuna_ohgw.verdict import overall, verdicts
 

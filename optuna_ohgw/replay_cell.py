@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_ohgw.cell_study import ask, distributions
 from optuna_ohgw.cells import Cell, Ledger, create_cell
+from optuna_ohgw.curve import Curve
 from optuna_ohgw.history import CLOCK, CONFIG_INDEX, CURVE, INTERRUPTED, RECORD, RESUMED_FROM
 from optuna_ohgw.metric import Metric
 from optuna_ohgw.schedulers.pruners import SchedulerPruner
@@ -23,7 +24,7 @@ from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.spec_tasks import ReplaySpec
 from optuna_ohgw.surroundings import worker_record
 from optuna_ohgw.tasks.replay import Known, courses_of
-from optuna_ohgw.trial import BATCHES, Curve, why_pruned
+from optuna_ohgw.trial import BATCHES, why_pruned
 
 
 def begin_anew(database: BaseStorage, spec: StudySpec, cell: Cell) -> None:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.nonparametric.smoothers_lowess import lowess
 
-from optuna_ohgw.statistics import RNG, Estimate, bootstrap, hodges_lehmann, level, location, log_ratios
+from optuna_ohgw.censored import log_ratios
+from optuna_ohgw.statistics import RNG, Estimate, bootstrap, hodges_lehmann, level, location
 from optuna_ohgw.variations import base_of, baseline_among, eta_of
 
 Array = NDArray[np.float64]

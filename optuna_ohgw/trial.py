@@ -1,4 +1,4 @@
-"""One trial, visible from suggestion to last epoch, and the final training of a cell's best."""
+"""One trial, visible from suggestion to last epoch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import optuna
@@ -17,13 +17,13 @@ import torch
 from optuna_ohgw import checkpoint
 from optuna_ohgw.cell_study import distributions
 from optuna_ohgw.cost import PeakMemory
+from optuna_ohgw.curve import Best, Curve, Progress, Stopwatch, is_finite, metric_of
 from optuna_ohgw.freezing import epochs
 from optuna_ohgw.history import CHECKPOINT, CURVE, RECORD, RESUMED_FROM, paused_at
 from optuna_ohgw.space import SearchSpace
 from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.suggest import ohgw_suggest
 from optuna_ohgw.surroundings import cgroup_record, read_usage
-from optuna_ohgw.tasks.base import Evaluation
 from optuna_ohgw.training import Interrupted
 from optuna_ohgw.variations import BASELINE, WARM_STARTS, eta_of, warm_start_of
 from optuna_ohgw.warmstart import WarmStart
@@ -33,94 +33,10 @@ BATCHES = "batches_per_epoch"
 FLOPS = "flops"
 MEMORY = "memory"
 CGROUP = "cgroup"
-FINAL_CHECKPOINT = "final.checkpoint"
-COLUMNS = (
-    "mbu",
-    "wall",
-    "train_s",
-    "warm_s",
-    "eval_s",
-    "train_loss",
-    "val_loss",
-    "val_metric",
-)
 _FLUSH_SECONDS = 5.0
 # By what it depends on: a process counts once, trials of other cells and seeds included.
 _flops: dict[str, dict[str, int]] = {}
 log = logging.getLogger("optuna_ohgw.trial")
-
-
-@dataclass
-class Curve:
-    """What a trial measured, one row an epoch; ``mbu`` is cumulative, ``wall`` Unix seconds."""
-
-    columns: dict[str, list[float | None]] = field(default_factory=lambda: {c: [] for c in COLUMNS})
-
-    def append(self, **row: float) -> None:
-        """Add an epoch, rounded for storage; what is not finite is None.
-
-        Milliseconds of wall time, four digits of durations, six of the rest.
-        """
-        for name in COLUMNS:
-            digits = 4 if name.endswith("_s") else 6
-            value = round(row[name], 3) if name == "wall" else float(f"{row[name]:.{digits}g}")
-            self.columns[name].append((value or 0) if math.isfinite(value) else None)
-
-
-@dataclass
-class Best:
-    """The state of the best validation metric so far."""
-
-    state: Any = None
-    value: float | None = None
-    sign: float = 1.0
-
-    def offer(self, state: Any, evaluation: Evaluation) -> None:
-        """Keep ``state`` if it is better than all before."""
-        if self.value is None or self.sign * evaluation.metric > self.sign * self.value:
-            self.state, self.value = state, evaluation.metric
-
-
-@dataclass
-class Progress:
-    """What the rest of a trial depends on, to be frozen and thawed."""
-
-    workload: Workload
-    state: Any
-    best: Best = field(default_factory=Best)
-    curve: Curve = field(default_factory=Curve)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return it as tensors and plain values; the best state but once where it is the present one."""
-        same = self.best.state is self.state
-        best = None if same or self.best.state is None else self.best.state.content()
-        known = {"same": same, "state": best, "value": self.best.value}
-        return {"state": self.state.content(), "best": known, "curve": self.curve.columns}
-
-    def load_state_dict(self, content: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` returned, on the workload's device."""
-        self.state = self.workload.restore(content["state"])
-        best = content["best"]
-        kept = None if best["state"] is None else self.workload.restore(best["state"])
-        self.best = Best(self.state if best["same"] else kept, best["value"], self.best.sign)
-        self.curve = Curve(content["curve"])
-
-
-class Stopwatch:
-    """Seconds between calls, the device's work included."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.last = 0.0
-        self.lap()
-
-    def lap(self) -> float:
-        """Return the seconds since the call before."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        elapsed, self.last = now - self.last, now
-        return elapsed
 
 
 def variation_settings(spec: StudySpec, variation: str) -> WarmStart | None:
@@ -261,9 +177,9 @@ def run_trial(  # noqa: PLR0915 - one trial, top to bottom
                     eval_s=watch.lap(),
                     train_loss=train_loss,
                     val_loss=evaluation.loss,
-                    val_metric=_metric(evaluation),
+                    val_metric=metric_of(evaluation),
                 )
-                if not _finite(train_loss, evaluation):
+                if not is_finite(train_loss, evaluation):
                     losses = f"training loss {train_loss:.3g}, validation loss {evaluation.loss:.3g}"
                     losses += "" if math.isfinite(evaluation.metric) else f", metric {evaluation.metric}"
                     _prune(trial, curve, f"diverged in epoch {number}: {losses}")
@@ -304,72 +220,6 @@ def why_pruned(trial: optuna.Trial, epoch: int, first: int) -> str:
         return f"trial {trial.user_attrs[RESUMED_FROM]} is resumed by another"
     frozen = trial.study.get_trials(deepcopy=False)[trial.number]
     return f"{'paused' if paused_at(frozen, epoch) else 'stopped'} by the pruner after epoch {epoch}"
-
-
-def train_final(
-    spec: StudySpec,
-    work: Workload,
-    trained: list[dict[str, float]],
-    *,
-    seed: int,
-    config_index: int,
-    stop: Callable[[], bool] = lambda: False,
-    store: checkpoint.CheckpointStore | None = None,
-) -> tuple[Best, Curve]:
-    """Return the best state of a configuration trained to the end, with its learning curve.
-
-    It repeats the trial's own streams, so on a CPU the epochs that the trial did come out the
-    same. ``trained`` holds the values of each warm start of the trial, in order; rungs that it did
-    not reach are trained with the last. It ends early where it diverges. With a ``store`` it leaves
-    checkpoints as a trial does, and goes on from them.
-    """
-    progress = Progress(work, work.start(seed, config_index), Best(sign=spec.metric.sign))
-    of = [seed, config_index, json.dumps(trained, sort_keys=True)]
-    if store is not None and checkpoint.take(store, FINAL_CHECKPOINT, of, progress):
-        log.info("the final training goes on from epoch %d", progress.state.epoch)
-    warm_epochs = (0, *spec.scheduler.rungs(spec.task.epochs))
-    kept, saved, watch = progress.state.epoch, time.monotonic(), Stopwatch(work.device)
-    try:
-        for epoch in range(progress.state.epoch, spec.task.epochs):
-            state = progress.state
-            if epoch in warm_epochs and warm_epochs.index(epoch) < len(trained):
-                psi = trained[warm_epochs.index(epoch)]
-                state = replace(state, psi={**spec.constants, **state.psi, **psi})
-            watch.lap()
-            state, train_loss = work.train(state, stop)
-            train_s = watch.lap()
-            evaluation = work.evaluate(state, "validation")
-            progress.curve.append(
-                mbu=(epoch + 1) * work.batches_per_epoch,
-                wall=time.time(),
-                train_s=train_s,
-                warm_s=0.0,
-                eval_s=watch.lap(),
-                train_loss=train_loss,
-                val_loss=evaluation.loss,
-                val_metric=_metric(evaluation),
-            )
-            if not _finite(train_loss, evaluation):
-                break
-            progress.state = state
-            progress.best.offer(state, evaluation)
-            due = time.monotonic() - saved >= spec.execution.checkpoint_s
-            if store is not None and due and epoch + 1 < spec.task.epochs:
-                checkpoint.keep(store, FINAL_CHECKPOINT, of, progress)
-                kept, saved = progress.state.epoch, time.monotonic()
-    except Interrupted:
-        if store is not None and progress.state.epoch > kept:
-            checkpoint.keep(store, FINAL_CHECKPOINT, of, progress)
-        raise
-    return progress.best, progress.curve
-
-
-def _finite(train_loss: float, evaluation: Evaluation) -> bool:
-    return all(map(math.isfinite, (train_loss, evaluation.loss, evaluation.metric)))
-
-
-def _metric(evaluation: Evaluation) -> float:
-    return evaluation.metric if math.isfinite(evaluation.loss) else math.nan
 
 
 def _prune(trial: optuna.Trial, curve: Curve, reason: str) -> NoReturn:

@@ -464,8 +464,8 @@ class TestWorker:
 
     def test_of_equal_accuracies_the_first_trial_is_kept(self, spec: StudySpec, tmp_path: Path) -> None:
         from optuna_ohgw import ending
+        from optuna_ohgw.curve import Best
         from optuna_ohgw.training import TrainState
-        from optuna_ohgw.trial import Best
 
         state = TrainState({}, {}, {}, {}, 1, 1, 0, 0)
         study = optuna.create_study(direction="maximize")

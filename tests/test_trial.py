@@ -19,12 +19,14 @@ from optuna.trial import TrialState
 from optuna_ohgw import trial as trial_module
 from optuna_ohgw import workload as workload_module
 from optuna_ohgw.cells import CONFIG_INDEX
+from optuna_ohgw.curve import COLUMNS, Best, Curve
+from optuna_ohgw.final_training import train_final
 from optuna_ohgw.sampler import OhgwSampler, PairedSampler
 from optuna_ohgw.spec import StudySpec, load_spec
 from optuna_ohgw.tasks.base import Evaluation
 from optuna_ohgw.tasks.image import ImageTask, load_image_arrays, split_images
 from optuna_ohgw.training import Interrupted, TrainState, cosine, initial_state
-from optuna_ohgw.trial import COLUMNS, Best, Curve, run_trial, train_final, variation_settings
+from optuna_ohgw.trial import run_trial, variation_settings
 from optuna_ohgw.warmstart import WarmStart
 from optuna_ohgw.workload import BatchWorkload
 

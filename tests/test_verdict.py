@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from optuna_ohgw.censored import compare_times, kaplan_meier_median
 from optuna_ohgw.comparison import COMPARISON_COLUMNS, controls_of
 from optuna_ohgw.metrics import cell_metrics, curves, times
 from optuna_ohgw.records import read_records
-from optuna_ohgw.statistics import compare_times, holm, kaplan_meier_median
+from optuna_ohgw.statistics import holm
 from optuna_ohgw.verdict import (
     CONTROLS,
     VERDICT_COLUMNS,

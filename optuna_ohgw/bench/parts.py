@@ -16,6 +16,7 @@ from torch import Tensor
 
 from optuna_ohgw.bench.cases import PSI, SPACE
 from optuna_ohgw.bench.clock import synchronize
+from optuna_ohgw.curve import Curve
 from optuna_ohgw.history import CURVE
 from optuna_ohgw.hypergrad import lean
 from optuna_ohgw.opening import open_database
@@ -24,7 +25,6 @@ from optuna_ohgw.storage import BatchedStorage
 from optuna_ohgw.tasks.image import ImageTask, RawImages
 from optuna_ohgw.tasks.precision import autocast
 from optuna_ohgw.training import TrainState, cosine, load, state_loss
-from optuna_ohgw.trial import Curve
 
 DATA, AUGMENTATION, FORWARD, BACKWARD, OPTIMIZER = (
     "data (order and draws)",

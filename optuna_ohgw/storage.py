@@ -26,6 +26,15 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from optuna_ohgw.history import CHECKPOINT
 from optuna_ohgw.outages import is_outage
 from optuna_ohgw.patience import Patience
+from optuna_ohgw.trial_rows import (
+    fresh_trial,
+    insert_running,
+    insert_values,
+    names_of,
+    update_running,
+    utc,
+    write_rows,
+)
 
 _SECONDS = 5.0
 
@@ -126,7 +135,7 @@ class BatchedStorage(_CachedStorage):
             self._read.clear()
             return super().set_trial_state_values(trial_id, state, values)
         now = datetime.datetime.now()
-        self._write(own, {"state": state, "datetime_complete": _utc(now)}, values)
+        self._write(own, {"state": state, "datetime_complete": utc(now)}, values)
         del self._own[trial_id]
         own.trial.state, own.trial.datetime_complete = state, now
         own.trial.values = None if values is None else list(values)
@@ -233,37 +242,27 @@ class BatchedStorage(_CachedStorage):
         """
         model, second = models.TrialModel, datetime.timedelta(seconds=1)
         column = sa.inspect(model).local_table.c.datetime_start
-        started = column.between(_utc(now) - second, _utc(now) + second)
+        started = column.between(utc(now) - second, utc(now) + second)
         mine = model.study_id == study_id, model.state == TrialState.RUNNING, started
         with self._backend.engine.connect() as connection:
             rows = connection.execute(sa.select(model.trial_id, model.number).where(*mine)).all()
         fresh = (row for row in rows if row.trial_id not in self._trial_id_to_study_id_and_number)
-        return next((_fresh(row.trial_id, row.number, now) for row in fresh), None)
+        return next((fresh_trial(row.trial_id, row.number, now) for row in fresh), None)
 
     def _insert(self, study_id: int, now: datetime.datetime) -> FrozenTrial | None:
-        """Make a running trial by Optuna's own steps, in half its time: without objects of a session.
-
-        None where the database refuses: Optuna's way tries again, or says why.
-        """
-        row = {"study_id": study_id, "state": TrialState.RUNNING, "datetime_start": _utc(now)}
+        """Make a running trial; None where the database refuses: Optuna's way tries again, or says why."""
         try:
             with self._backend.engine.begin() as connection:
-                connection.execute(_LOCK, {"study": study_id}).one()
-                made = connection.execute(_INSERT[models.TrialModel], row).inserted_primary_key
-                assert made is not None
-                trial_id = int(made[0])
-                before = connection.execute(_BEFORE, {"study": study_id, "trial": trial_id}).scalar_one()
-                connection.execute(_NUMBER, {"trial": trial_id, "number": before})
+                return insert_running(connection, study_id, now)
         except sa.exc.SQLAlchemyError as error:
             if self._patient and is_outage(error):
                 raise
             return None
-        return _fresh(trial_id, before, now)
 
     def _take(self, trial_id: int) -> bool:
         model = models.TrialModel
         waiting = sa.update(model).where(model.trial_id == trial_id, model.state == TrialState.WAITING)
-        running = {"state": TrialState.RUNNING, "datetime_start": _utc(datetime.datetime.now())}
+        running = {"state": TrialState.RUNNING, "datetime_start": utc(datetime.datetime.now())}
         try:
             with self._backend.engine.begin() as connection:
                 taken = bool(connection.execute(waiting.values(**running)).rowcount)
@@ -289,7 +288,7 @@ class BatchedStorage(_CachedStorage):
     def _adopt(self, trial: FrozenTrial) -> None:
         # A copy: the cache's object is handed out, this one is written to.
         own = copy.deepcopy(trial)
-        self._own[trial._trial_id] = _Own(own, _names_of(own), time.monotonic())
+        self._own[trial._trial_id] = _Own(own, names_of(own), time.monotonic())
 
     def _keep(self, own: _Own, table: Any, name: Any, row: dict[str, Any], *, now: bool = False) -> None:
         own.pending.setdefault(table, {})[name] = row
@@ -310,88 +309,23 @@ class BatchedStorage(_CachedStorage):
         there = self._backend.get_trial(own.trial._trial_id)
         if there.state.is_finished() and there.state == ending.get("state"):
             return
-        for table, names in _names_of(there).items():
+        for table, names in names_of(there).items():
             own.stored[table] |= names
         self._write_now(own, ending, values)
 
     def _write_now(self, own: _Own, ending: dict[str, Any], values: Sequence[float] | None) -> None:
         trial_id = own.trial._trial_id
-        news = {"trial": trial_id, "state": TrialState.RUNNING, **ending}
         try:
             with self._backend.engine.begin() as connection:
                 # Also the check that the trial is not over, and its lock: one statement for both.
-                if not connection.execute(_RUNNING, news).rowcount:
+                if not update_running(connection, trial_id, ending):
                     self._own.pop(trial_id, None)  # another process ended it
                     raise UpdateFinishedTrialError(
                         f"Trial#{own.trial.number} has already finished and can not be updated."
                     )
                 for table, rows in own.pending.items():
-                    self._write_rows(connection, own, table, rows)
+                    write_rows(connection, trial_id, table, rows, own.stored[table])
                 if values is not None:
-                    stored = enumerate(map(models.TrialValueModel.value_to_stored_repr, values))
-                    connection.execute(
-                        _INSERT[models.TrialValueModel],
-                        [
-                            {"trial_id": trial_id, "objective": i, "value": value, "value_type": kind}
-                            for i, (value, kind) in stored
-                        ],
-                    )
+                    insert_values(connection, trial_id, values)
         except sa.exc.SQLAlchemyError as error:
             raise StorageInternalError(f"trial {own.trial.number} could not be written: {error}") from error
-
-    def _write_rows(
-        self, connection: sa.Connection, own: _Own, table: Any, rows: dict[Any, dict[str, Any]]
-    ) -> None:
-        name = _KEYS[table]
-        fresh = [
-            {"trial_id": own.trial._trial_id, name: key, **row}
-            for key, row in rows.items()
-            if key not in own.stored[table]
-        ]
-        if fresh:
-            connection.execute(_INSERT[table], fresh)
-        for key in own.stored[table] & set(rows):
-            column = getattr(table, name)
-            known = sa.update(table).where(table.trial_id == own.trial._trial_id, column == key)
-            connection.execute(known.values(**rows[key]))
-
-
-def _fresh(trial_id: int, number: int, now: datetime.datetime) -> FrozenTrial:
-    """Return a running trial that has nothing yet."""
-    return FrozenTrial(number, TrialState.RUNNING, None, now, None, {}, {}, {}, {}, {}, trial_id)
-
-
-def _names_of(trial: FrozenTrial) -> dict[Any, set[Any]]:
-    """Return by table the names and steps of what a trial has."""
-    return {
-        models.TrialParamModel: set(trial.params),
-        models.TrialIntermediateValueModel: set(trial.intermediate_values),
-        models.TrialUserAttributeModel: set(trial.user_attrs),
-        models.TrialSystemAttributeModel: set(trial.system_attrs),
-    }
-
-
-def _utc(local: datetime.datetime) -> datetime.datetime:
-    """Return a local time as Optuna's columns hold it."""
-    return local.astimezone(datetime.timezone.utc).replace(tzinfo=None)
-
-
-_KEYS: dict[Any, str] = {
-    models.TrialParamModel: "param_name",
-    models.TrialIntermediateValueModel: "step",
-    models.TrialUserAttributeModel: "key",
-    models.TrialSystemAttributeModel: "key",
-}
-
-# Made once: to build a statement takes longer than SQLite takes to execute it.
-_TRIAL: sa.BindParameter[int] = sa.bindparam("trial")
-_STUDY: sa.BindParameter[int] = sa.bindparam("study")
-_INSERT: dict[Any, sa.Insert] = {
-    table: sa.insert(table) for table in (models.TrialModel, models.TrialValueModel, *_KEYS)
-}
-_LOCK = sa.select(models.StudyModel.study_id).where(models.StudyModel.study_id == _STUDY).with_for_update()
-_BEFORE = sa.select(sa.func.count(models.TrialModel.trial_id)).where(
-    models.TrialModel.study_id == _STUDY, models.TrialModel.trial_id < _TRIAL
-)
-_NUMBER = sa.update(models.TrialModel).where(models.TrialModel.trial_id == _TRIAL)
-_RUNNING = _NUMBER.where(models.TrialModel.state == TrialState.RUNNING)

@@ -298,14 +298,14 @@ def test_what_could_not_be_written_waits_for_the_next_time(
     trial = study.ask()
     trial.report(0.5, 1)
     trial.set_user_attr("k", 1)
-    write_rows = storage._write_rows
+    write_rows = module.write_rows
 
-    def fail_halfway(connection: Any, own: Any, table: Any, rows: Any) -> None:
-        write_rows(connection, own, table, rows)
+    def fail_halfway(*arguments: Any) -> None:
+        write_rows(*arguments)
         raise sa.exc.OperationalError("insert", {}, Exception("disk full"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "_write_rows", fail_halfway)
+        patch.setattr(module, "write_rows", fail_halfway)
         with pytest.raises(StorageInternalError, match=r"trial 0 could not be written.*disk full"):
             study.tell(trial, 0.5)
     assert stored(tmp_path)[0].intermediate_values == {}
@@ -326,7 +326,7 @@ def test_a_new_trial_that_the_database_refuses_at_first_is_made_by_optuna(
     study = study_on(batched(tmp_path, sole=True))
     study.ask()
     with monkeypatch.context() as broken:
-        broken.setattr(module, "_NUMBER", sa.text("UPDATE nowhere SET number = :number"))
+        broken.setattr("optuna_ohgw.trial_rows._NUMBER", sa.text("UPDATE nowhere SET number = :number"))
         assert study.ask().number == 1
     assert study.ask().number == 2
     assert [t.number for t in stored(tmp_path)] == [0, 1, 2]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from optuna_ohgw.opening import open_database
+from optuna_ohgw.trial_rows import utc
 
 EPOCHS = 27
 _NAME = "decisions"
@@ -95,7 +95,7 @@ def _rows(study_id: int, trials: Sequence[FrozenTrial]) -> dict[Any, list[dict[s
     for trial in trials:
         own = {"trial_id": trial.number + 1}
         about = {"number": trial.number, "study_id": study_id, "state": trial.state}
-        ran = _utc(trial.datetime_start), _utc(trial.datetime_complete)
+        ran = (utc(moment) if moment else None for moment in (trial.datetime_start, trial.datetime_complete))
         times = dict(zip(("datetime_start", "datetime_complete"), ran, strict=True))
         rows.setdefault(models.TrialModel, []).append({**own, **about, **times})
         written = {
@@ -124,7 +124,3 @@ _FINITE = models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
 
 def _attributes(found: dict[str, Any]) -> list[dict[str, str]]:
     return [{"key": key, "value_json": json.dumps(value)} for key, value in found.items()]
-
-
-def _utc(local: datetime.datetime | None) -> datetime.datetime | None:
-    return None if local is None else local.astimezone(datetime.timezone.utc).replace(tzinfo=None)

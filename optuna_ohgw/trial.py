@@ -16,10 +16,10 @@ import torch
 
 from optuna_ohgw import checkpoint
 from optuna_ohgw.cell_study import distributions
-from optuna_ohgw.cost import PeakMemory
 from optuna_ohgw.curve import Best, Curve, Progress, Stopwatch, is_finite, metric_of
 from optuna_ohgw.freezing import epochs
 from optuna_ohgw.history import CHECKPOINT, CURVE, RECORD, RESUMED_FROM, paused_at
+from optuna_ohgw.peak_memory import PeakMemory
 from optuna_ohgw.space import SearchSpace
 from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.suggest import ohgw_suggest
@@ -155,7 +155,6 @@ def run_trial(  # noqa: PLR0915 - one trial, top to bottom
                 warm_s = 0.0
                 if epoch in warm_epochs:
                     rung = warm_epochs.index(epoch)
-                    memory.note()
                     base = replace(state, psi={**spec.constants, **state.psi})
                     loss = work.loss(base, rung, spec.warm_start.horizon) if settings else None
                     psi = ohgw_suggest(trial, space, loss, settings, every_rung=rung > 0, seed=seed)

@@ -18,7 +18,7 @@ from optuna_ohgw.bench.cases import Case
 from optuna_ohgw.bench.clock import cores, synchronize, use
 from optuna_ohgw.bench.fused import fused_epoch
 from optuna_ohgw.bench.plain import plain_epoch
-from optuna_ohgw.cost import PeakMemory
+from optuna_ohgw.peak_memory import PeakMemory
 from optuna_ohgw.tasks.image import ImageTask
 from optuna_ohgw.training import train_epoch
 

@@ -17,3 +17,15 @@ class CellFailed(RuntimeError):
 
 class StorageLost(RuntimeError):
     """The storage did not answer for longer than ``execution.patience_s``."""
+
+
+class CaptureError(RuntimeError):
+    """A CUDA graph's capture failed, after which this process can do nothing more on its GPU.
+
+    Attributes:
+        memory: Whether it ran out of memory; in another process it may not.
+    """
+
+    def __init__(self, message: str, *, memory: bool) -> None:
+        super().__init__(message)
+        self.memory = memory

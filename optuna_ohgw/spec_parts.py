@@ -137,7 +137,7 @@ class ExecutionSpec(Spec):
     ``workers`` are those of one cell at the most, on all machines together. A cell whose trials fail in
     more than a share of ``max_failed`` is given up. A running trial leaves a checkpoint at the end of an
     epoch when ``checkpoint_s`` have passed since the last. A storage that does not answer is waited for
-    ``patience_s``.
+    ``patience_s``. On a GPU a training step is replayed as one CUDA graph unless ``cuda_graphs`` is false.
     """
 
     workers: PositiveInt = 1
@@ -147,3 +147,4 @@ class ExecutionSpec(Spec):
     patience_s: Annotated[float, Field(ge=0)] = 600.0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: PositiveInt | None = None
+    cuda_graphs: bool = True

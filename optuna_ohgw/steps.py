@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from optuna_ohgw.errors import CaptureError
 from optuna_ohgw.lookahead import uniform_cross_entropy
+from optuna_ohgw.peak_memory import restart_peak
 from optuna_ohgw.tasks.base import Task
 from optuna_ohgw.tasks.precision import autocast, needs_scaler
 
 Tensors = dict[str, Tensor]
 TRAINED = ("lr", "momentum", "weight_decay", "label_smoothing")
-_WARM_UP = 3
+_WARM_UP = 2
 _KEPT = "_ohgw_captured_step"  # on the network, whose life it shares
+_graphs = True
 log = logging.getLogger("optuna_ohgw.steps")
 
 
@@ -120,9 +126,11 @@ class TensorStep:
             loss = plain + psi["label_smoothing"] * (uniform_cross_entropy(output, target) - plain)
         gradients = list(torch.autograd.grad(loss, weights))
         with torch.no_grad():
-            _add(gradients, _times(weights, psi["weight_decay"]))
+            # Not the other way round: two weights may have one tensor as their gradient.
+            decayed = _times(weights, psi["weight_decay"])
+            _add(decayed, gradients)
             torch._foreach_mul_(velocity, psi["momentum"])
-            _add(velocity, gradients)
+            _add(velocity, decayed)
             _add(weights, _times(velocity, -psi["lr"]))
         return loss.detach()
 
@@ -167,27 +175,38 @@ class CapturedStep:
         return {}
 
     def capture(self, inputs: Tensor, target: Tensor) -> None:
-        """Capture the step for mini-batches of this shape; weights and momentum stay as they are."""
+        """Capture the step for mini-batches of this shape.
+
+        Weights, momentum and the random streams stay as they are.
+
+        Raises:
+            RuntimeError: If it cannot be captured, since it waits for the device; training can go on.
+            CaptureError: If the capture began and failed: up to torch 2.11 its allocator is unusable then.
+        """
         device, step = inputs.device, self._step
         own_inputs, own_target = inputs.clone(), target.clone()
         changed = [*self._network.state_dict().values(), *step.velocity.values()]
         before = [tensor.clone() for tensor in changed]
-        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(device))
-        try:
-            with torch.cuda.stream(side):
-                for _ in range(_WARM_UP):
-                    step(own_inputs, own_target)
-            torch.cuda.current_stream(device).wait_stream(side)
-            held = torch.cuda.memory_allocated(device)
-            torch.cuda.reset_peak_memory_stats(device)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                loss = step(own_inputs, own_target)
-        finally:
-            with torch.no_grad():
-                for tensor, value in zip(changed, before, strict=True):
-                    tensor.copy_(value)
+        cuda = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            try:
+                with _beside(device) as side:
+                    for _ in range(_WARM_UP):
+                        step(own_inputs, own_target)
+                    with _waiting_barred():
+                        step(own_inputs, own_target)
+                held = torch.cuda.memory_allocated(device)
+                restart_peak(device)
+                graph = torch.cuda.CUDAGraph()
+                try:
+                    with torch.cuda.graph(graph, stream=side):
+                        loss = step(own_inputs, own_target)
+                except Exception as error:
+                    raise _capture_error(error) from error
+            finally:
+                with torch.no_grad():
+                    for tensor, value in zip(changed, before, strict=True):
+                        tensor.copy_(value)
         self.peak_bytes = max(self.peak_bytes, torch.cuda.max_memory_allocated(device) - held)
 
         def replay(inputs: Tensor, target: Tensor) -> Tensor:
@@ -211,7 +230,7 @@ def step_for(
     Arguments as of :class:`EagerStep`. A network that cannot be captured is trained eagerly, which
     is said once.
     """
-    if task.device.type != "cuda" or needs_scaler(task.device):
+    if task.device.type != "cuda" or needs_scaler(task.device) or not _graphs:
         return EagerStep(task, network, psi, velocity, scaler)
     known: CapturedStep | None = getattr(network, _KEPT, None)
     if not hasattr(network, _KEPT) or (known is not None and not known.fits(network)):
@@ -221,6 +240,12 @@ def step_for(
         return EagerStep(task, network, psi, velocity, scaler)
     known.begin(psi, velocity)
     return known
+
+
+def use_graphs(use: bool) -> None:
+    """Let the steps of this process that begin from now on be captured, or be eager everywhere."""
+    global _graphs  # noqa: PLW0603 - one a process
+    _graphs = use
 
 
 def captured_bytes(network: nn.Module) -> int:
@@ -236,11 +261,56 @@ def _try_capture(task: Task, network: nn.Module, psi: Mapping[str, float]) -> Ca
     step.begin(psi, {name: torch.zeros_like(w) for name, w in network.named_parameters()})
     try:
         step.capture(task.prepare(raw), target)
+    except (CaptureError, torch.OutOfMemoryError):
+        raise
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         log.warning("the training step cannot be captured in a CUDA graph (%s); it runs eagerly", reason)
         return None
     return step
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the one stream of a device to capture on: libraries keep memory for each that they see."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _beside(device: torch.device) -> Iterator[torch.cuda.Stream]:
+    """Work on another stream, after what is queued; what comes later waits for it, however it ends."""
+    side, current = _side_stream(device), torch.cuda.current_stream(device)
+    side.wait_stream(current)
+    try:
+        with torch.cuda.stream(side):
+            yield side
+    finally:
+        current.wait_stream(side)
+
+
+@contextmanager
+def _waiting_barred() -> Iterator[None]:
+    """Raise RuntimeError where the host waits for the device, as a capture would, but without its damage."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it does not see every such operation
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def _capture_error(error: BaseException) -> CaptureError:
+    """Return an error that tells what went wrong first: the end of a failed capture fails by itself."""
+    while error.__context__ is not None:
+        error = error.__context__
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return CaptureError(
+        f"the training step failed while it was captured in a CUDA graph ({reason}); "
+        "use execution.cuda_graphs=false",
+        memory=isinstance(error, torch.OutOfMemoryError),
+    )
 
 
 def _times(tensors: list[Tensor], factor: Tensor) -> list[Tensor]:

@@ -27,7 +27,7 @@ from optuna_ohgw.cells import Cell, Ledger, revive
 from optuna_ohgw.checkpoint import CheckpointStore
 from optuna_ohgw.claims import BEAT_S, Claims
 from optuna_ohgw.ending import best_trial, drop_checkpoints, keep_best, raise_if_failed, train_to_the_end
-from optuna_ohgw.errors import CellFailed, StorageLost
+from optuna_ohgw.errors import CaptureError, CellFailed, StorageLost
 from optuna_ohgw.history import (
     CONFIG_INDEX,
     FINAL,
@@ -38,6 +38,7 @@ from optuna_ohgw.opening import for_trials, open_storage, shown_url
 from optuna_ohgw.patience import Patience, hurried_by
 from optuna_ohgw.replay_cell import begin_anew, replay_cell, replayed
 from optuna_ohgw.spec import StudySpec
+from optuna_ohgw.steps import use_graphs
 from optuna_ohgw.surroundings import worker_record
 from optuna_ohgw.training import Interrupted
 from optuna_ohgw.trial import run_trial, structure_of
@@ -110,6 +111,7 @@ def serve(
     device = resolve_device(spec.execution.device)
     if device.type == "cuda":
         torch.cuda.set_device(device.index or 0)  # a CUDA graph is captured on the current device
+    use_graphs(spec.execution.cuda_graphs)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     _context = Context(spec, stop, level, number)
     with hurried_by(stop):
@@ -138,6 +140,11 @@ def _work_on(claims: Claims, context: Context) -> None:
                 if not context.stops() and _is_searched(cell):
                     done = finish(cell)
         except StorageLost:
+            raise
+        except CaptureError as caught:
+            if caught.memory:
+                log.error("this process can use its GPU no more and ends: %s", caught)
+                os._exit(1)  # another takes its place, and the trial
             raise
         except Exception as caught:
             log.error("%s is given up: %s", cell.label, traceback.format_exc())
@@ -269,7 +276,7 @@ def _nobody(_: FrozenTrial) -> bool:
 def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path, ledger: Ledger) -> bool:
     context = _ready()
     spec, index = context.spec, int(trial.user_attrs[CONFIG_INDEX])
-    state, value = TrialState.FAIL, None
+    state, value, full = TrialState.FAIL, None, False
     try:
         best = run_trial(
             trial,
@@ -289,15 +296,15 @@ def _one(trial: optuna.Trial, study: optuna.Study, cell: Cell, folder: Path, led
         state = TrialState.PRUNED
     except Interrupted:
         trial.set_user_attr("reason", INTERRUPTED)
-    except (StorageLost, UpdateFinishedTrialError):
+    except (StorageLost, UpdateFinishedTrialError, CaptureError):
         raise  # no fault of the trial, which goes on when it is back, or at another worker
     except Exception as error:
         log.error("%s trial %d failed: %s", cell.label, trial.number, traceback.format_exc())
         _end_with_the_device()
         trial.set_user_attr("reason", f"{type(error).__name__}: {error}"[:500])
-        if isinstance(error, torch.OutOfMemoryError):
-            _workloads.clear()  # a captured step holds its memory
-            torch.cuda.empty_cache()
+        full = isinstance(error, torch.OutOfMemoryError)
+    if full:  # not before: the error holds what it was raised from
+        _forget_workloads()
     study.tell(trial.number, value, state)
     _report(study, trial, cell, state)
     return state != TrialState.FAIL or context.stops()
@@ -350,12 +357,18 @@ def _workload(cell: Cell, structure: dict[str, Any]) -> Workload:
     spec = _ready().spec
     key = (cell.seed, *sorted(structure.items()))
     if key not in _workloads:
-        _workloads.clear()
+        _forget_workloads()
         device = resolve_device(spec.execution.device)
-        if device.type == "cuda":
-            gc.collect()  # a network and its captured step hold each other
         _workloads[key] = workload(spec, cell.seed, structure, device)
     return _workloads[key]
+
+
+def _forget_workloads() -> None:
+    """Let go of what was trained here, and of its memory on a GPU."""
+    _workloads.clear()
+    if resolve_device(_ready().spec.execution.device).type == "cuda":
+        gc.collect()  # a network and its captured step hold each other
+        torch.cuda.empty_cache()
 
 
 def _report(study: optuna.Study, trial: optuna.Trial, cell: Cell, state: TrialState) -> None:

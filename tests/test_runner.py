@@ -5,6 +5,7 @@ import datetime
 import io
 import signal
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -33,7 +34,7 @@ from optuna_ohgw import runner, worker
 from optuna_ohgw.cell_study import load_cell
 from optuna_ohgw.cells import Ledger, cells_of
 from optuna_ohgw.claims import Claims
-from optuna_ohgw.errors import CellFailed, StorageLost, UserError
+from optuna_ohgw.errors import CaptureError, CellFailed, StorageLost, UserError
 from optuna_ohgw.fleet import Crew
 from optuna_ohgw.opening import open_storage
 from optuna_ohgw.spec import StudySpec
@@ -356,6 +357,53 @@ class TestWorker:
         with in_process(spec), pytest.raises(Ended, match="1"):
             worker.search(cells_of(spec)[0])
         assert trials_of(spec)["asha-baseline/seed-0003"][0].state == TrialState.RUNNING
+
+    @pytest.mark.parametrize("memory", [False, True])
+    def test_a_capture_that_failed_is_no_failure_of_the_trial(
+        self, spec: StudySpec, monkeypatch: pytest.MonkeyPatch, memory: bool
+    ) -> None:
+        """It ends the run, or where memory ran out this process, whose place another takes."""
+
+        class Ended(BaseException):
+            pass
+
+        def end(status: int) -> None:
+            raise Ended(status)
+
+        monkeypatch.setattr(worker.os, "_exit", end)
+        self.stub(monkeypatch, None, CaptureError("the step failed; use another", memory=memory))
+        with pytest.raises(Ended if memory else CaptureError, match="1" if memory else "use another"):
+            run_in_process(spec)
+        (trials,) = trials_of(spec).values()
+        assert trials[1].state == TrialState.RUNNING
+
+    def test_out_of_memory_lets_go_of_the_network_before_the_next_trial(
+        self, spec: StudySpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        networks, gone = [], []
+
+        def run_trial(trial: Any, spec: Any, variation: Any, workload_for: Any, **_: Any) -> Any:
+            network = workload_for(spec.task.structure).task.network()
+            network.captured = [network]  # as a captured step holds it
+            networks.append(weakref.ref(network))
+            monkeypatch.setattr(worker, "resolve_device", lambda name: torch.device("cuda"))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(worker, "run_trial", run_trial)
+        monkeypatch.setattr(worker, "_record", lambda claim: {"claim": claim})
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: gone.append(networks[-1]() is None))
+        with in_process(spec), contextlib.suppress(CellFailed):
+            worker._one(*self.first(spec))
+        assert gone == [True]
+
+    @staticmethod
+    def first(spec: StudySpec) -> Any:
+        """Return the arguments of a cell's first trial."""
+        cell = cells_of(spec)[0]
+        study = load_cell(worker._database(spec), spec, cell)
+        ledger, folder = Ledger(study, spec), cell.folder(spec.folder)
+        return worker._next(study, ledger, folder), study, cell, folder, ledger
 
     def test_a_storage_that_is_lost_is_no_failure_of_the_trial(
         self, spec: StudySpec, monkeypatch: pytest.MonkeyPatch

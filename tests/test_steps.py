@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from optuna_ohgw import steps
+from optuna_ohgw.errors import CaptureError
 from optuna_ohgw.spec_tasks import AugmentationSpec, ImageSpec
 from optuna_ohgw.steps import CapturedStep, EagerStep, Tensors, TensorStep, captured_bytes, step_for
 from optuna_ohgw.tasks.image import ImageTask, load_image_arrays, split_images
@@ -129,6 +130,30 @@ class NoHostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("form", [eager, as_tensors])
+def test_weights_that_share_a_gradient_are_each_trained_with_their_own_decay(form: Any) -> None:
+    """The gradient of a + b is one tensor for both."""
+
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(3)
+            self.a, self.b = (nn.Parameter(torch.randn(64, 10, dtype=torch.float64)) for _ in range(2))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return inputs.flatten(1) @ (self.a + self.b)
+
+    task, _, _, batches = prepared("mlp", torch.float64)
+    network, twin = Sum(), Sum()
+    zero = {name: torch.zeros_like(w) for name, w in network.named_parameters()}
+    reference(twin, dict(zero), batches, PSI)
+    step = form(task, network, PSI, zero)
+    for (x, y), rate in zip(batches, RATES, strict=True):
+        step(x, y, rate)
+    for got, want in zip(network.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("model", ["mlp", "resnet20"])
 def test_what_a_graph_replays_asks_the_host_nothing_and_stays_in_its_memory(model: str) -> None:
     task, network, _, batches = prepared(model, torch.float32)
@@ -204,7 +229,8 @@ class TestCaptured:
 
     @pytest.fixture(autouse=True)
     def _cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.replays = 0
+        self.replays, self.modes = 0, []
+        steps._side_stream.cache_clear()
         outer = self
 
         class Graph(FakeGraph):
@@ -215,7 +241,7 @@ class TestCaptured:
         call, losses = TensorStep.__call__, {}
 
         @contextmanager
-        def capture(graph: FakeGraph) -> Iterator[None]:
+        def capture(graph: FakeGraph, stream: Any) -> Iterator[None]:
             def recording(step: TensorStep, inputs: Tensor, target: Tensor) -> Tensor:
                 loss = call(step, inputs, target)
                 losses[id(graph)] = loss
@@ -228,7 +254,11 @@ class TestCaptured:
 
         class Stream:
             def __init__(self, device: Any = None) -> None: ...
-            def wait_stream(self, other: Any) -> None: ...
+
+            def wait_stream(self, other: Any) -> None:
+                outer.waited.append((self, other))
+
+        self.waited: list[Any] = []
 
         cuda = torch.cuda
         monkeypatch.setattr(cuda, "CUDAGraph", Graph)
@@ -236,6 +266,8 @@ class TestCaptured:
         monkeypatch.setattr(cuda, "Stream", Stream)
         monkeypatch.setattr(cuda, "current_stream", lambda device=None: Stream())
         monkeypatch.setattr(cuda, "stream", lambda stream: nullcontext())
+        monkeypatch.setattr(cuda, "get_sync_debug_mode", lambda: 0)
+        monkeypatch.setattr(cuda, "set_sync_debug_mode", self.modes.append)
         monkeypatch.setattr(cuda, "memory_allocated", lambda device=None: 100)
         monkeypatch.setattr(cuda, "max_memory_allocated", lambda device=None: 340)
         monkeypatch.setattr(cuda, "reset_peak_memory_stats", lambda device=None: None)
@@ -289,21 +321,83 @@ class TestCaptured:
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         task, network, velocity, _ = prepared("mlp", torch.float32)
+        call = TensorStep.__call__
 
-        @contextmanager
-        def refuse(graph: FakeGraph) -> Iterator[None]:
-            raise RuntimeError("operation not permitted when stream is capturing\nmore")
-            yield
+        def waiting(step: TensorStep, inputs: Tensor, target: Tensor) -> Tensor:
+            if self.modes[-1:] == ["error"]:
+                raise RuntimeError("called a synchronizing CUDA operation\nmore")
+            return call(step, inputs, target)
 
-        monkeypatch.setattr(torch.cuda, "graph", refuse)
+        monkeypatch.setattr(TensorStep, "__call__", waiting)
         before = {n: t.clone() for n, t in network.state_dict().items()}
         with caplog.at_level(logging.WARNING):
             for _ in range(2):
                 assert isinstance(step_on_gpu(monkeypatch, task, network, velocity), EagerStep)
         assert len(caplog.records) == 1
-        assert "operation not permitted when stream is capturing" in caplog.text
+        assert "called a synchronizing CUDA operation" in caplog.text
+        assert "more" not in caplog.text
+        assert self.modes == ["error", 0]
+        assert len(self.waited) == 2  # also after an error: what restores the weights comes after it
         assert all(torch.equal(t, before[n]) for n, t in network.state_dict().items())
         assert captured_bytes(network) == 0
+
+    @pytest.mark.parametrize("memory", [True, False])
+    @pytest.mark.parametrize("at", ["warm-up", "capture"])
+    def test_what_fails_otherwise_is_not_hidden(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, at: str, memory: bool
+    ) -> None:
+        """In the capture the first error counts: its end raises another, as torch does."""
+        task, network, velocity, _ = prepared("mlp", torch.float32)
+        error = torch.OutOfMemoryError("CUDA out of memory") if memory else KeyError("odd")
+
+        @contextmanager
+        def broken(graph: FakeGraph, stream: Any) -> Iterator[None]:
+            try:
+                yield
+            finally:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+        calls = iter(range(10))
+
+        def fail(step: TensorStep, inputs: Tensor, target: Tensor) -> Tensor:
+            if next(calls) == (0 if at == "warm-up" else 3):
+                raise error
+            return torch.zeros(())
+
+        monkeypatch.setattr(torch.cuda, "graph", broken)
+        monkeypatch.setattr(TensorStep, "__call__", fail)
+        if at == "warm-up":
+            with pytest.raises(type(error)):
+                step_on_gpu(monkeypatch, task, network, velocity)
+        else:
+            with pytest.raises(CaptureError, match=r"\(.*(out of memory|odd).*\); use execution") as caught:
+                step_on_gpu(monkeypatch, task, network, velocity)
+            assert caught.value.memory is memory
+        assert not caplog.records
+        assert len(self.waited) == 2
+
+    def test_can_be_turned_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        task, network, velocity, _ = prepared("mlp", torch.float32)
+        monkeypatch.setattr(steps, "_graphs", True)
+        steps.use_graphs(False)
+        assert isinstance(step_on_gpu(monkeypatch, task, network, velocity), EagerStep)
+        steps.use_graphs(True)
+        assert isinstance(step_on_gpu(monkeypatch, task, network, velocity), CapturedStep)
+
+    def test_the_streams_of_an_epoch_stay_as_they_are(self) -> None:
+        """A network that drops units draws in the warm-up, which is none of the trial's."""
+        task, network, velocity, batches = prepared("mlp", torch.float32)
+        network.append(nn.Dropout(0.5))
+        losses = []
+        step = CapturedStep(task, network)
+        for _ in range(2):
+            load(task, initial_state(task, 0, 0, 2))
+            step.begin(PSI, velocity)
+            torch.manual_seed(5)
+            losses.append(
+                [float(step(x, y, 0.1)) for x, y in (*batches, (batches[0][0][:5], batches[0][1][:5]))]
+            )
+        assert losses[0] == losses[1]
 
 
 def step_on_gpu(

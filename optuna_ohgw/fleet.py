@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from optuna_ohgw.errors import StorageLost
+from optuna_ohgw.mps import end_now
 from optuna_ohgw.processes import SIGNALS, context, deaf
 from optuna_ohgw.spec import StudySpec
 
@@ -167,6 +168,7 @@ def stop_on_signal(stop: threading.Event) -> Iterator[list[int]]:
 def _end_at_once(number: int) -> NoReturn:
     for child in multiprocessing.active_children():
         child.kill()
+    end_now()
     Console().show_cursor()  # the progress hides it
     os.write(2, b"stopped; run the same command to continue\n")
     os._exit(128 + number)

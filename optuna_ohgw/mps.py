@@ -15,6 +15,7 @@ CONTROL = "nvidia-cuda-mps-control"
 PIPE, LOG = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
 _PROBE = "import torch; torch.zeros(1, device='cuda')"
 _SECONDS = 60.0
+_folders: set[str] = set()  # of daemons of this process
 log = logging.getLogger("optuna_ohgw.mps")
 
 
@@ -25,7 +26,7 @@ def shared_gpu() -> Iterator[bool]:
     Without the service the GPU does one process's kernels at a time. A daemon of its own is
     started, with its files in a temporary folder, tried by a process, and ended with the block;
     the GPU's settings stay. Where it is absent or refused, processes take turns as ever. A service
-    that the user has set up, by ``CUDA_MPS_PIPE_DIRECTORY``, is left to the user.
+    that the user has set up, by ``CUDA_MPS_PIPE_DIRECTORY``, is left to the user, unchecked.
 
     Cost: some 5 s.
     """
@@ -38,36 +39,52 @@ def shared_gpu() -> Iterator[bool]:
         yield False
         return
     # Short: the path of a socket is limited.
-    with tempfile.TemporaryDirectory(prefix="mps-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mps-", ignore_cleanup_errors=True) as folder:
         own = {**os.environ, PIPE: folder, LOG: folder}
-        started = _done([control, "-d"], own)
+        # The daemon would count the GPUs that it sees anew, and its clients' numbers be others.
+        unhidden = {name: value for name, value in own.items() if name != "CUDA_VISIBLE_DEVICES"}
+        started = _run([control, "-d"], unhidden) is not None
         try:
-            works = started and _done([sys.executable, "-c", _PROBE], own)
+            # A process that does not find the daemon computes without it: there must be a server.
+            probe = started and _run([sys.executable, "-c", _PROBE], own) is not None
+            works = probe and bool((_run([control], own, "get_server_list\n") or "").strip())
             if works:
+                _folders.add(folder)
                 os.environ.update({PIPE: folder, LOG: folder})
             else:
                 log.warning("%s cannot be used here; processes take turns on the GPU", CONTROL)
             yield works
         finally:
+            _folders.discard(folder)
             for name in (PIPE, LOG):
                 os.environ.pop(name, None)
             if started:
-                _done([control], own, "quit\n")
+                _run([control], own, "quit\n")
 
 
-def _done(command: list[str], environment: dict[str, str], text: str = "") -> bool:
-    """Run a command; return whether it succeeded in time."""
+def end_now() -> None:
+    """End the daemon of this process, if there is one: for a process that leaves no other way."""
+    folder, control = os.environ.get(PIPE), shutil.which(CONTROL)
+    if folder is not None and folder in _folders and control is not None:
+        _run([control], dict(os.environ), "quit\n", seconds=5.0)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run(
+    command: list[str], environment: dict[str, str], text: str = "", *, seconds: float = _SECONDS
+) -> str | None:
+    """Run a command; return what it printed, None if it failed or did not end in time."""
     try:
         ended = subprocess.run(
             command,
             env=environment,
             input=text,
             text=True,
-            timeout=_SECONDS,
+            timeout=seconds,
             check=False,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return False
-    return ended.returncode == 0
+        return None
+    return ended.stdout if ended.returncode == 0 else None

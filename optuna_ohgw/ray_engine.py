@@ -66,7 +66,8 @@ def run_actors(
         kind = ray.remote(max_restarts=-1, max_task_retries=-1, max_concurrency=3)(_Actor)
         kind = kind.options(num_cpus=places.cpus, num_gpus=places.gpus)
         actors = [kind.remote(os.getcwd()) for _ in range(places.count)]
-        workers = {actor.serve.remote(spec, n, level): actor for n, actor in enumerate(actors)}
+        own = spec.on("cuda" if places.gpus else "cpu")
+        workers = {actor.serve.remote(own, n, level): actor for n, actor in enumerate(actors)}
         _watch(ray, places, workers, stop, look, say)
 
 

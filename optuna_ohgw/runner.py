@@ -191,7 +191,8 @@ def _work(spec: StudySpec, storage: Any, console: Console, level: int, crew: Cre
     if waiting and not others:
         console.print(f"{waiting} unfinished trials of an earlier run start again")
     devices = _devices(spec, len(left_of(storage, spec)), crew) if crew.engine == "processes" else []
-    shared = any(device is not None for device in devices) and len(devices) > len(set(devices))
+    device = worker.resolve_device(spec.execution.device)
+    shared = device.type == "cuda" and len(devices) > len(set(devices))
     if stop.is_set():
         return
     with (
@@ -209,7 +210,8 @@ def _work(spec: StudySpec, storage: Any, console: Console, level: int, crew: Cre
         if crew.engine == "ray":
             run_actors(spec, crew, len(left_of(storage, spec)), level, stop, look, say)
         else:
-            run_processes(spec, devices, level, stop, look, say)
+            # Not ``auto``: a worker that finds no GPU must not go on without, a hundred times slower.
+            run_processes(spec.on(str(device)), devices, level, stop, look, say)
     if stop.is_set():
         return
     errors = claims.errors()

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import io
 import signal
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -268,6 +269,57 @@ def test_workers_get_the_gpus_in_turns(
     spec = spec_of(tmp_path, "execution={workers: 2, cells_at_once: 8}", f"execution.device={device}")
     runner._check_crew(spec, crew)
     assert runner._devices(spec, 2, crew) == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "device", "workers", "expected", "shared"),
+    [
+        (2, "auto", 4, "cuda", True),
+        (2, "auto", 2, "cuda", False),
+        (2, "cuda", 4, "cuda", True),
+        (2, "cuda:1", 4, "cuda:1", True),
+        (2, "cuda:1", 1, "cuda:1", False),
+        (0, "auto", 4, "cpu", False),
+        (2, "cpu", 4, "cpu", False),
+    ],
+)
+def test_workers_are_told_what_to_train_on_and_share_a_gpu(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    device: str,
+    workers: int,
+    expected: str,
+    shared: bool,
+) -> None:
+    """A worker that finds no GPU must not go on without: it is told cuda, not auto."""
+    gpus(monkeypatch, count)
+    began, said = [], []
+
+    @contextlib.contextmanager
+    def shared_gpu() -> Iterator[bool]:
+        said.append("shared")
+        yield True
+
+    monkeypatch.setattr(runner, "shared_gpu", shared_gpu)
+    monkeypatch.setattr(runner, "run_processes", lambda spec, devices, *_: began.append((spec, devices)))
+    spec = spec_of(
+        tmp_path,
+        f"execution={{workers: {(workers + 1) // 2}, cells_at_once: {min(workers, 2)}, device: {device}}}",
+    )
+    runner.run(spec, Console(file=io.StringIO()))
+    ((own, devices),) = began
+    assert own.execution.device == expected
+    assert own.on(device) == spec
+    assert len(devices) == workers
+    assert bool(said) is shared
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_worker_without_its_gpu_does_not_go_on_without(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, "execution.device=cuda")
+    with pytest.raises((RuntimeError, AssertionError), match=r"(?i)cuda|nvidia"):
+        worker.serve(spec, 0, 30, threading.Event())
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ from optuna_ohgw.bench.bound import Bound, saved_bytes
 from optuna_ohgw.bench.cases import DIGITS, Case, resnet20
 from optuna_ohgw.bench.clock import Spread, fastest, interleaved, ratios
 from optuna_ohgw.bench.copies import fill_cell, fill_storage, forget, newest
-from optuna_ohgw.bench.extrapolated import Part, Trials, device_hours, halved, part_hours
+from optuna_ohgw.bench.extrapolated import STUDY_PARTS, Part, Trials, device_hours, halved, part_hours
 from optuna_ohgw.bench.growth import by_cells, by_trials, with_same_training
 from optuna_ohgw.bench.parts import (
     AUGMENTATION,
@@ -66,6 +66,7 @@ from optuna_ohgw.opening import open_storage
 from optuna_ohgw.spec import load_spec
 from optuna_ohgw.spec_tasks import AugmentationSpec
 from optuna_ohgw.training import TrainState, train_epoch
+from optuna_ohgw.trial import variation_settings
 
 CPU = torch.device("cpu")
 STUDY = Path(__file__).parents[1] / "studies" / "digits.yaml"
@@ -295,9 +296,9 @@ def test_the_study_is_its_epochs_and_what_its_trials_cost_besides(monkeypatch) -
     assert part_hours(Part(2, 1.0, 100, every_rung=True), 3.0, 2.0) == pytest.approx((600 + 50 * 3.5) / 3600)
     assert part_hours(Part(2, 1.0, 100, trials=False), 3.0, 2.0) == pytest.approx(600 / 3600)
     search = device_hours([1.0, 3.0, 2.0], 2.0, 4.0)["search, 4 variations × 32 seeds"]
-    assert search.median == pytest.approx(128 * 2500 * (2.0 + 2.5 / 4) / 4 / 3600)
+    assert search.median == pytest.approx(128 * 2500 * (2.0 + 3.0 / 4) / 4 / 3600)
     assert (search.low, search.high) == pytest.approx(
-        (128 * 2500 * (1.0 + 2.5 / 4) / 4 / 3600, 128 * 2500 * (3.0 + 2.5 / 4) / 4 / 3600)
+        (128 * 2500 * (1.0 + 3.0 / 4) / 4 / 3600, 128 * 2500 * (3.0 + 3.0 / 4) / 4 / 3600)
     )
 
 
@@ -494,3 +495,17 @@ def test_the_command_names_all_benchmarks() -> None:
     assert list(BENCHMARKS) == ["warm-start", "train", "run", "growth", "decisions", "workers"]
     shown = " ".join(CliRunner().invoke(app, ["bench", "--help"]).output.split())
     assert "warm-start, train, run, growth, decisions or workers" in shown
+
+
+def test_the_warm_starts_of_the_study_are_those_of_its_variations() -> None:
+    """By the mbu of each variation's own warm start: a control takes the gradient whose length it has."""
+    spec = load_spec(Path(__file__).parents[1] / "studies" / "cifar10.yaml")
+    settings = [variation_settings(spec, variation) for variation in spec.variations]
+    assert [s is None or s.rule == "raw" for s in settings] == [True] * 4
+    steps = [0 if s is None else s.steps for s in settings]
+    search = STUDY_PARTS["search, 4 variations × 32 seeds"]
+    assert sum(steps) / len(steps) == search.warm_starts == 1.25
+    cells = len(spec.seeds) * len(spec.variations)
+    assert (search.cells, STUDY_PARTS["4 pilot cells"].cells) == (cells, len(spec.pilot_seeds))
+    beside = [part.cells for name, part in STUDY_PARTS.items() if part.trials and part is not search]
+    assert STUDY_PARTS["final retraining of those beside, at most"].cells == sum(beside)

@@ -354,8 +354,8 @@ def bench(
 ) -> None:
     """Measure this machine; print ratios of one run."""
     from optuna_ohgw import bench as benchmarks
+    from optuna_ohgw.device import check_device
     from optuna_ohgw.errors import UserError
-    from optuna_ohgw.runner import check_device
 
     check_device(device, "--device")
     if what not in benchmarks.BENCHMARKS:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -21,10 +20,10 @@ from optuna.storages._cached_storage import _CachedStorage
 from optuna.trial import TrialState
 from rich.console import Console
 
-from optuna_ohgw import worker
 from optuna_ohgw.cell_study import load_cell
 from optuna_ohgw.cells import SPEC_FILE, Cell, cells_of, check_cells, check_folder, create_cell, to_retry
 from optuna_ohgw.claims import Claims
+from optuna_ohgw.device import check_device, resolve_device
 from optuna_ohgw.errors import StorageLost, UserError
 from optuna_ohgw.finished import left_of
 from optuna_ohgw.fleet import Crew, Stop, run_processes, stop_on_signal
@@ -131,7 +130,7 @@ def _check_crew(spec: StudySpec, crew: Crew) -> None:
     each = crew.trials_per_device
     if each is None:
         return
-    device = worker.resolve_device(spec.execution.device)
+    device = resolve_device(spec.execution.device)
     if device.type != "cuda":
         raise UserError(f"--trials-per-device: {each}, but no GPU is used here; use --workers")
     if device.index is not None:
@@ -148,7 +147,7 @@ def _check_crew(spec: StudySpec, crew: Crew) -> None:
 
 def _devices(spec: StudySpec, cells: int, crew: Crew) -> list[str | None]:
     """Return what each worker of this machine sees of its GPUs, round robin; None: what there is."""
-    device, each = worker.resolve_device(spec.execution.device), crew.trials_per_device
+    device, each = resolve_device(spec.execution.device), crew.trials_per_device
     usual = spec.execution.workers * min(spec.execution.cells_at_once, cells)
     if device.type != "cuda" or device.index is not None:
         return [None] * (crew.workers or usual)
@@ -172,7 +171,7 @@ def environment_record(spec: StudySpec) -> dict[str, Any]:
     for name in packages:
         with contextlib.suppress(ModuleNotFoundError):
             versions[name] = version(name)
-    device = worker.resolve_device(spec.execution.device)
+    device = resolve_device(spec.execution.device)
     return {
         "versions": versions,
         "python": sys.version.split()[0],
@@ -191,7 +190,7 @@ def _work(spec: StudySpec, storage: Any, console: Console, level: int, crew: Cre
     if waiting and not others:
         console.print(f"{waiting} unfinished trials of an earlier run start again")
     devices = _devices(spec, len(left_of(storage, spec)), crew) if crew.engine == "processes" else []
-    device = worker.resolve_device(spec.execution.device)
+    device = resolve_device(spec.execution.device)
     shared = device.type == "cuda" and len(devices) > len(set(devices))
     if stop.is_set():
         return
@@ -279,7 +278,7 @@ def check_data(spec: StudySpec) -> None:
         check_contract(spec)
         return
     arrays = load_image_arrays(spec.image, cache_folder())
-    data = split_images(spec.image, arrays, spec.seeds[0], worker.resolve_device("cpu"))
+    data = split_images(spec.image, arrays, spec.seeds[0], resolve_device("cpu"))
     for model in models_of(spec):
         _check_model(spec, data, model)
 
@@ -310,18 +309,6 @@ def _check_model(spec: StudySpec, data: ImageData, model: str) -> None:
             f"task.model: {model!r} cannot take pictures of {shape} ({reason}); "
             "give another model or another task.size"
         ) from None
-
-
-def check_device(name: str, field: str) -> None:
-    """Raise a UserError that names the field unless the device is there."""
-    import torch
-
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
-        raise UserError(f"{field}: {name!r} is unknown; use auto, cpu, cuda or cuda:N")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"{field}: {name!r} is not available here; use auto or cpu")
-    if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
-        raise UserError(f"{field}: {name!r} is not among the {torch.cuda.device_count()} here; use cuda")
 
 
 def _prepare_folder(spec: StudySpec, cell: Cell) -> None:

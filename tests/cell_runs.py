@@ -10,7 +10,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from optuna_ohgw import worker
+from optuna_ohgw import cell_work, held
 from optuna_ohgw.cell_study import load_cell
 from optuna_ohgw.cells import cells_of, create_cell
 from optuna_ohgw.history import superseded
@@ -60,19 +60,17 @@ def in_process(spec, stop=None):
     for cell in cells_of(spec):
         cell.folder(spec.folder).mkdir(parents=True, exist_ok=True)
         create_cell(storage, spec, cell, {})
-    worker._workloads.clear()
-    worker._context = worker.Context(spec, stop or threading.Event(), 30)
+    held.begin(held.Context(spec, stop or threading.Event(), 30))
     try:
         yield
     finally:
-        worker._context = None
-        worker._workloads.clear()
+        held.end()
 
 
 def run(spec, stop=None):
     with in_process(spec, stop):
         for cell in cells_of(spec):
-            worker.search(cell)
+            cell_work.search(cell)
 
 
 def logical(spec, cell):
@@ -107,7 +105,7 @@ def unpaused_courses(folder):
             study.pruner = optuna.pruners.NopPruner()
             return study
 
-        patch.setattr(worker, "load_cell", never)
+        patch.setattr(cell_work, "load_cell", never)
         run(spec)
     found = courses(spec)
     assert {len(curve["mbu"]) for curve, _ in found.values()} == {EPOCHS}

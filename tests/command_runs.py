@@ -17,7 +17,7 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_ohgw import worker
+from optuna_ohgw import held, worker
 from optuna_ohgw.cells import Cell, cells_of, create_cell
 from optuna_ohgw.metrics import cell_metrics, curves, times
 from optuna_ohgw.opening import open_storage
@@ -55,20 +55,18 @@ def spec_of(folder: Path, *overrides: str) -> StudySpec:
 
 
 @contextlib.contextmanager
-def in_process(spec: StudySpec) -> Iterator[worker.Context]:
+def in_process(spec: StudySpec) -> Iterator[held.Context]:
     """Make this process a worker of its own, its cells and folders made."""
     spec.folder.mkdir(parents=True, exist_ok=True)
     storage = open_storage(spec.storage_url, create=True)
     for cell in cells_of(spec):
         cell.folder(spec.folder).mkdir(parents=True, exist_ok=True)
         create_cell(storage, spec, cell, {})
-    worker._workloads.clear()
-    worker._context = worker.Context(spec, threading.Event(), 30)
+    held.begin(held.Context(spec, threading.Event(), 30))
     try:
-        yield worker._context
+        yield held.context()
     finally:
-        worker._context = None
-        worker._workloads.clear()
+        held.end()
 
 
 def run_in_process(spec: StudySpec) -> None:

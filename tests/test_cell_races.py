@@ -8,7 +8,7 @@ import pytest
 from cell_runs import CONFIGS, in_process, spec_of
 from optuna.trial import TrialState, create_trial
 
-from optuna_ohgw import worker, workload
+from optuna_ohgw import cell_work, held, worker, workload
 from optuna_ohgw.cell_study import ask, load_cell
 from optuna_ohgw.cells import Ledger, cells_of, revive
 from optuna_ohgw.claims import Claims
@@ -70,7 +70,7 @@ def test_a_waiting_trial_that_is_taken_meanwhile_is_seen(shared, monkeypatch):
     spec, storage, cell, *_ = shared
     study = load_cell(storage, spec, cell)
     study.add_trial(create_trial(state=TrialState.WAITING, user_attrs={CONFIG_INDEX: 0}))
-    database = worker._database(spec)
+    database = held.database()
     count = database.get_n_trials
 
     def meanwhile(*arguments: Any):
@@ -80,7 +80,7 @@ def test_a_waiting_trial_that_is_taken_meanwhile_is_seen(shared, monkeypatch):
         return found
 
     monkeypatch.setattr(database, "get_n_trials", meanwhile)
-    assert not worker._is_searched(cell)
+    assert not cell_work.is_searched(cell)
 
 
 @pytest.mark.parametrize("state", [TrialState.PRUNED, TrialState.FAIL])
@@ -100,10 +100,10 @@ def test_a_cell_ends_with_what_its_last_worker_leaves(shared, monkeypatch, state
 
     monkeypatch.setattr(worker, "search", search)
     monkeypatch.setattr(worker, "finish", lambda cell: bool(finished.append(cell)))
-    worker._work_on(first, worker._context)
+    worker._work_on(first, held.context())
     if state == TrialState.PRUNED:  # the other is still at work
         assert not finished
-        worker._work_on(second, worker._context)
+        worker._work_on(second, held.context())
     assert finished == [cell]
     assert ended(storage, spec, cell) == list(range(CONFIGS))
 
@@ -119,6 +119,6 @@ def test_a_worker_whose_trial_another_ended_goes_on(shared, monkeypatch):
 
     monkeypatch.setattr(workload, "train_epoch", train_epoch)
     monkeypatch.setattr(worker, "finish", lambda _: True)
-    worker._work_on(first, worker._context)
+    worker._work_on(first, held.context())
     assert not first.errors()
     assert ended(storage, spec, cell) == list(range(CONFIGS))

@@ -18,7 +18,7 @@ from cell_runs import MEASURED, StopAt, courses, in_process, run, spec_of
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.trial import TrialState
 
-from optuna_ohgw import checkpoint, ending, worker, workload
+from optuna_ohgw import cell_work, checkpoint, ending, workload
 from optuna_ohgw.cell_study import load_cell
 from optuna_ohgw.cells import cells_of, config_index, revive
 from optuna_ohgw.freezing import epochs
@@ -219,7 +219,7 @@ def finals(spec):
     for path in folder.glob("trial-*"):
         path.unlink()  # as where another machine has them
     with in_process(spec):
-        done = worker.finish(cell)
+        done = cell_work.finish(cell)
     record = load_cell(open_storage(spec.storage_url, create=False), spec, cell).user_attrs.get("final", {})
     return done, {n: v for n, v in record.items() if n != "seconds"}, folder
 
@@ -282,8 +282,8 @@ class FullDisk(checkpoint.CheckpointStore):
 
 @pytest.mark.parametrize("name", ["asha", "asha-promotion"])
 def test_a_full_disk_costs_checkpoints_and_no_result(tmp_path, monkeypatch, whole, name):
-    made = worker._checkpoints
-    monkeypatch.setattr(worker, "_checkpoints", lambda folder: FullDisk(made(folder).folder, 3))
+    made = cell_work._checkpoints
+    monkeypatch.setattr(cell_work, "_checkpoints", lambda folder: FullDisk(made(folder).folder, 3))
     spec = spec_of(tmp_path, name, ALWAYS)
     (first, end), (second, other) = longest(whole(name), 2)
     kill_at(monkeypatch, (first, end - 1), (second, other - 1))
@@ -346,7 +346,7 @@ def test_a_loop_of_ones_own_goes_on_after_a_heartbeats_retry(tmp_path):
 def test_a_worker_that_is_stopped_says_where_it_was(tmp_path):
     spec = spec_of(tmp_path, "asha", "variations=[baseline]", NEVER)
     with in_process(spec, StopAt(5)):
-        worker.search(cells_of(spec)[0])
+        cell_work.search(cells_of(spec)[0])
     study = load_cell(open_storage(spec.storage_url, create=False), spec, cells_of(spec)[0])
     assert revive(study) == 1
     assert revive(study) == 0
@@ -431,10 +431,10 @@ def test_a_fall_behind_a_warm_start_forgets_it(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save", save)
     cells = cells_of(spec)
     with in_process(spec):
-        worker.search(cells[0])
+        cell_work.search(cells[0])
     kill_at(monkeypatch, (config, 6))
     with in_process(spec), pytest.raises(Killed):
-        worker.search(cells[1])
+        cell_work.search(cells[1])
     study = load_cell(open_storage(spec.storage_url, create=False), spec, cells[1])
     (cut,) = study.get_trials(states=(TrialState.RUNNING,))
     made = list(chain(cut.user_attrs[CHECKPOINT]))

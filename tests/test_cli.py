@@ -21,7 +21,7 @@ import sqlalchemy.exc
 import torch
 from typer.testing import CliRunner
 
-from optuna_ohgw import opening, runner
+from optuna_ohgw import device, opening, runner
 from optuna_ohgw.cli import app, main
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.opening import open_storage
@@ -313,7 +313,7 @@ def test_device_that_is_not_there_is_told(monkeypatch, name, there, part):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     with pytest.raises(UserError) as caught:
-        runner.check_device(name, "execution.device")
+        device.check_device(name, "execution.device")
     assert str(caught.value).startswith(f"execution.device: {name!r} {part}")
 
 
@@ -323,7 +323,7 @@ def test_device_that_is_not_there_is_told(monkeypatch, name, there, part):
 def test_device_that_is_there_is_taken(monkeypatch, name, there):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
-    runner.check_device(name, "execution.device")
+    device.check_device(name, "execution.device")
 
 
 def test_bench_of_something_unknown_is_one_line():

@@ -11,7 +11,7 @@ import pytest
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, create_trial
 
-from optuna_ohgw import worker
+from optuna_ohgw import cell_work, held
 from optuna_ohgw.cells import cells_of, create_cell
 from optuna_ohgw.opening import open_storage
 from optuna_ohgw.pairing import PairingReport, check_pairing
@@ -39,16 +39,14 @@ def spec_of(folder: Path, *overrides: str) -> StudySpec:
 def run(spec: StudySpec) -> None:
     """Search every cell in this process."""
     storage = open_storage(spec.storage_url, create=True)
-    worker._workloads.clear()
-    worker._context = worker.Context(spec, threading.Event(), 30)
+    held.begin(held.Context(spec, threading.Event(), 30))
     try:
         for cell in cells_of(spec):
             cell.folder(spec.folder).mkdir(parents=True)
             create_cell(storage, spec, cell, {})
-            worker.search(cell)
+            cell_work.search(cell)
     finally:
-        worker._context = None
-        worker._workloads.clear()
+        held.end()
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from cell_runs import (
 )
 from optuna.trial import TrialState
 
-from optuna_ohgw import worker
+from optuna_ohgw import cell_work
 from optuna_ohgw.cell_study import load_cell
 from optuna_ohgw.cells import cells_of, revive, share_done
 from optuna_ohgw.checkpoint import FELL_BACK
@@ -106,11 +106,11 @@ def test_the_end_of_a_cell_leaves_no_checkpoint(tmp_path):
     spec = spec_of(tmp_path, "pasha", "variations=[baseline]")
     (cell,) = cells_of(spec)
     with in_process(spec):
-        worker.search(cell)
+        cell_work.search(cell)
         made = list((cell.folder(tmp_path) / "checkpoints").iterdir())
         waiting = [t for t in logical(spec, cell).values() if t.state == TrialState.PRUNED]
         assert 0 < len(made) <= 2 * len(waiting)
-        worker.finish(cell)
+        cell_work.finish(cell)
     study = load_cell(open_storage(spec.storage_url, create=False), spec, cell)
     assert not (cell.folder(tmp_path) / "checkpoints").exists()
     assert study.user_attrs["checkpoint_bytes"] > 0
@@ -125,7 +125,7 @@ def test_checkpoints_that_no_scheduler_can_want_are_deleted(tmp_path, name, want
     spec = spec_of(tmp_path, name, "variations=[baseline]", "budget.trials=24")
     (cell,) = cells_of(spec)
     with in_process(spec):
-        worker.search(cell)
+        cell_work.search(cell)
     study = load_cell(open_storage(spec.storage_url, create=False), spec, cell)
     found = logical(spec, cell)
     kept = {made["artifact"] for i in wanted for made in chain(found[i].user_attrs[CHECKPOINT])}

@@ -12,7 +12,7 @@ from cell_runs import StopAt, in_process, run
 from optuna.trial import TrialState
 from rich.console import Console
 
-from optuna_ohgw import runner, worker
+from optuna_ohgw import cell_work, runner
 from optuna_ohgw.cells import cells_of
 from optuna_ohgw.claims import Claims
 from optuna_ohgw.errors import UserError
@@ -177,7 +177,7 @@ def test_a_replay_that_was_stopped_begins_its_cell_anew(study):
     whole = reached_of(spec)
     broken = study("scheduler.name=asha-promotion", "variations=[baseline]", "seeds=[0]", "name=b")
     with in_process(broken, StopAt(25)):
-        worker.search(cells_of(broken)[0])
+        cell_work.search(cells_of(broken)[0])
     assert reached_of(broken) != whole
     runner.run(broken, Console(file=io.StringIO()))
     assert reached_of(broken) == whole
@@ -198,8 +198,8 @@ def test_a_cell_that_is_gone_while_it_is_made_anew_is_in_nobodys_way(study):
             storage.set_trial_state_values(dead.trial_id, TrialState.FAIL)
             assert claims.may_need_me()
             assert claims.take() is not None
-            worker.search(cell, claims)
-            assert worker.finish(cell)
+            cell_work.search(cell, claims)
+            assert cell_work.finish(cell)
             assert view.look() == [cell]
     assert len(next(iter(reached_of(spec).values()))) == CONFIGS
 

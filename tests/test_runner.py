@@ -31,7 +31,7 @@ from command_runs import (
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from optuna_ohgw import runner, worker
+from optuna_ohgw import cell_work, held, runner, worker
 from optuna_ohgw.cell_study import load_cell
 from optuna_ohgw.cells import Ledger, cells_of
 from optuna_ohgw.claims import Claims
@@ -353,7 +353,7 @@ class TestWorker:
     def stub(monkeypatch: pytest.MonkeyPatch, *ends: Any) -> list[int]:
         """Make the k-th trial raise ``ends[k]``, or train if it is None; return the positions tried."""
         tried: list[int] = []
-        honest = worker.run_trial
+        honest = cell_work.run_trial
 
         def run_trial(*args: Any, **kwargs: Any) -> Any:
             tried.append(kwargs["config_index"])
@@ -362,7 +362,7 @@ class TestWorker:
                 raise end
             return honest(*args, **kwargs)
 
-        monkeypatch.setattr(worker, "run_trial", run_trial)
+        monkeypatch.setattr(cell_work, "run_trial", run_trial)
         return tried
 
     def test_a_trial_that_raises_is_recorded_and_the_cell_goes_on(
@@ -399,15 +399,15 @@ class TestWorker:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
         def run_trial(*args: Any, **kwargs: Any) -> Any:
-            monkeypatch.setattr(worker, "resolve_device", lambda name: torch.device("cuda"))
+            monkeypatch.setattr(held, "device", lambda: torch.device("cuda"))
             lost(None)
 
-        monkeypatch.setattr(worker, "run_trial", run_trial)
-        monkeypatch.setattr(worker, "_record", lambda claim: {"claim": claim})
+        monkeypatch.setattr(cell_work, "run_trial", run_trial)
+        monkeypatch.setattr(held, "record", lambda claim: {"claim": claim})
         monkeypatch.setattr(worker.os, "_exit", end)
         monkeypatch.setattr(torch.cuda, "synchronize", lost)
         with in_process(spec), pytest.raises(Ended, match="1"):
-            worker.search(cells_of(spec)[0])
+            cell_work.search(cells_of(spec)[0])
         assert trials_of(spec)["asha-baseline/seed-0003"][0].state == TrialState.RUNNING
 
     @pytest.mark.parametrize("memory", [False, True])
@@ -438,24 +438,24 @@ class TestWorker:
             network = workload_for(spec.task.structure).task.network()
             network.captured = [network]  # as a captured step holds it
             networks.append(weakref.ref(network))
-            monkeypatch.setattr(worker, "resolve_device", lambda name: torch.device("cuda"))
+            monkeypatch.setattr(held, "device", lambda: torch.device("cuda"))
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr(worker, "run_trial", run_trial)
-        monkeypatch.setattr(worker, "_record", lambda claim: {"claim": claim})
+        monkeypatch.setattr(cell_work, "run_trial", run_trial)
+        monkeypatch.setattr(held, "record", lambda claim: {"claim": claim})
         monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: gone.append(networks[-1]() is None))
         with in_process(spec), contextlib.suppress(CellFailed):
-            worker._one(*self.first(spec))
+            cell_work._one(*self.first(spec))
         assert gone == [True]
 
     @staticmethod
     def first(spec: StudySpec) -> Any:
         """Return the arguments of a cell's first trial."""
         cell = cells_of(spec)[0]
-        study = load_cell(worker._database(spec), spec, cell)
+        study = load_cell(held.database(), spec, cell)
         ledger, folder = Ledger(study, spec), cell.folder(spec.folder)
-        return worker._next(study, ledger, folder), study, cell, folder, ledger
+        return cell_work._next(study, ledger, folder), study, cell, folder, ledger
 
     def test_a_storage_that_is_lost_is_no_failure_of_the_trial(
         self, spec: StudySpec, monkeypatch: pytest.MonkeyPatch
@@ -489,7 +489,7 @@ class TestWorker:
         errors = [ValueError("a"), None, ValueError("b"), None, ValueError("c")]
         self.stub(monkeypatch, *errors)
         with in_process(spec), pytest.raises(CellFailed, match=r"3 of 5 trials failed, the last with .*: c;"):
-            worker.search(cells_of(spec)[0])
+            cell_work.search(cells_of(spec)[0])
         monkeypatch.undo()
         patient = spec_of(spec.folder / "patient", "variations=[asha-baseline]", "execution.max_failed=0.6")
         patient = patient.model_copy(update={"budget": spec.budget})
@@ -502,7 +502,7 @@ class TestWorker:
             in_process(again),
             pytest.raises(CellFailed, match=r"3 of 3 trials failed, .*: e;"),
         ):
-            worker.search(cells_of(again)[0])
+            cell_work.search(cells_of(again)[0])
         assert [t.state for (own,) in [trials_of(again).values()] for t in own] == [TrialState.FAIL] * 3
 
     def test_a_cell_that_fails_is_given_up_and_others_go_on(
@@ -537,8 +537,8 @@ class TestWorker:
                 context.stop.set()
                 raise Interrupted
 
-            monkeypatch.setattr(worker, "run_trial", run_trial)
-            worker.search(cells_of(spec)[0])
+            monkeypatch.setattr(cell_work, "run_trial", run_trial)
+            cell_work.search(cells_of(spec)[0])
         (trials,) = trials_of(spec).values()
         assert [(t.state, t.user_attrs["reason"]) for t in trials] == [(TrialState.FAIL, "interrupted")]
 
@@ -551,7 +551,7 @@ class TestWorker:
         spec = spec.model_copy(update={"budget": budget})
         (cell,) = cells_of(spec)
         with in_process(spec):
-            worker.search(cell)
+            cell_work.search(cell)
         study = load_cell(open_storage(spec.storage_url, create=False), spec, cell)
         assert Ledger(study, spec).is_spent()
         spent = sum(t.user_attrs["curve"]["mbu"][-1] for t in study.trials)
@@ -559,7 +559,7 @@ class TestWorker:
         assert limit <= spent < limit + batches
         count = len(study.trials)
         with in_process(spec):  # a new process knows no task yet
-            worker.search(cell)
+            cell_work.search(cell)
         assert len(study.get_trials()) == count
 
     def test_of_equal_accuracies_the_first_trial_is_kept(self, spec: StudySpec, tmp_path: Path) -> None:
@@ -595,10 +595,10 @@ class TestWorker:
         other = spec_of(tmp_path / "other", "variations=[asha-baseline]", "budget.trials=1", "task.epochs=3")
         with in_process(other):
             (cell,) = cells_of(other)
-            worker.search(cell)
+            cell_work.search(cell)
             for path in cell.folder(other.folder).glob("trial-*"):
                 lost(path)
-            worker.finish(cell)
+            cell_work.finish(cell)
         again = final_of(open_storage(other.storage_url, create=False), cell)
         assert again["retrained"]
         for column in ("psi", "best_epoch", "val_metric", "test_metric", "test_loss", "config_index"):

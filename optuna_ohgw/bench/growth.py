@@ -15,12 +15,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from optuna_ohgw import runner, worker
+from optuna_ohgw import runner
 from optuna_ohgw.bench.clock import Spread, machine, ratios
 from optuna_ohgw.bench.copies import fill_cell, fill_storage
 from optuna_ohgw.bench.searches import Search, as_worker, in_turns, prepare, search, undone
 from optuna_ohgw.bench.study import digits_study
 from optuna_ohgw.cells import Cell, cells_of
+from optuna_ohgw.device import resolve_device
 from optuna_ohgw.opening import open_database
 from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.spec_parts import BudgetSpec, SchedulerSpec
@@ -58,7 +59,7 @@ def growth(console: Console, device_name: str, repeats: int) -> None:
         "is charged to these few trials. Bar: flat within 10%.",
         highlight=False,
     )
-    console.print(machine(worker.resolve_device(device_name), repeats))
+    console.print(machine(resolve_device(device_name), repeats))
 
 
 def by_trials(

@@ -14,7 +14,7 @@ import optuna
 import torch
 from optuna.storages import BaseStorage, RDBStorage
 
-from optuna_ohgw import worker
+from optuna_ohgw import cell_work, held
 from optuna_ohgw.bench.account import time_of
 from optuna_ohgw.bench.copies import forget, newest
 from optuna_ohgw.cells import Cell, create_cell
@@ -59,17 +59,15 @@ class Search:
 @contextmanager
 def as_worker() -> Iterator[None]:
     """Let this process do a worker's jobs, on one thread; what they leave in memory goes at the end."""
-    worker._workloads.clear()
-    known, threads = set(worker._databases), torch.get_num_threads()
+    known, threads = set(held.databases()), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        worker._context = None
-        worker._workloads.clear()
-        for url in set(worker._databases) - known:
-            database = worker._databases.pop(url)
+        held.end()
+        for url in set(held.databases()) - known:
+            database = held.databases().pop(url)
             assert isinstance(database, RDBStorage)
             database.engine.dispose()
 
@@ -82,11 +80,11 @@ def prepare(storage: BaseStorage, spec: StudySpec, cell: Cell) -> None:
 
 def search(spec: StudySpec, cell: Cell, *, finish: bool = False) -> tuple[float, float]:
     """Search a cell as a worker does; return when it began and ended."""
-    worker._context = worker.Context(spec, threading.Event(), logging.INFO)
+    held.begin(held.Context(spec, threading.Event(), logging.INFO))
     began = time.time()
-    worker.search(cell)
+    cell_work.search(cell)
     if finish:
-        worker.finish(cell)
+        cell_work.finish(cell)
     return began, time.time()
 
 

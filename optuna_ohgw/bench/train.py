@@ -29,9 +29,9 @@ from optuna_ohgw.bench.train_tables import (
     print_parts,
     print_study,
 )
+from optuna_ohgw.device import resolve_device
 from optuna_ohgw.mps import shared_gpu
 from optuna_ohgw.training import train_epoch
-from optuna_ohgw.worker import resolve_device
 
 _BATCHES = {"cpu": 5, "cuda": 88}  # ResNet-20's epoch here, of the 352 of CIFAR-10
 _COUNTS = {"cpu": (1, 2, 4), "cuda": (1, 2, 4, 8)}

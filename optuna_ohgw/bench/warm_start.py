@@ -13,11 +13,11 @@ from rich.table import Table
 
 from optuna_ohgw.bench.cases import PSI, SPACE, resnet20
 from optuna_ohgw.bench.clock import Spread, interleaved, machine, ratios, use
+from optuna_ohgw.device import resolve_device
 from optuna_ohgw.hypergrad import exact, lean
 from optuna_ohgw.steps import captured_bytes, step_for
 from optuna_ohgw.tasks.image import ImageTask
 from optuna_ohgw.training import TrainState, load, state_loss, train_epoch
-from optuna_ohgw.worker import resolve_device
 
 EPOCH_BATCHES = 352
 _BATCHES = {"cpu": 5, "cuda": EPOCH_BATCHES}  # of the epoch that a step is a part of

@@ -21,7 +21,7 @@ from rich.table import Table
 from optuna_ohgw.bench.account import PARTS, SEARCH, RunTime, account, overhead, times_of
 from optuna_ohgw.bench.clock import Spread, machine
 from optuna_ohgw.bench.study import WORKERS, digits_study
-from optuna_ohgw.worker import resolve_device
+from optuna_ohgw.device import resolve_device
 
 _COMMAND = "from optuna_ohgw.cli import main; main()"
 

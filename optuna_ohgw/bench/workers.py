@@ -22,7 +22,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from optuna_ohgw import processes, suggest, warmstart, worker
+from optuna_ohgw import cell_work, processes, suggest, warmstart, worker
 from optuna_ohgw.bench.clock import Spread, machine
 from optuna_ohgw.bench.copies import fill_storage
 from optuna_ohgw.bench.scale import SLEEPERS, Scale, simulated, sleepers_share, storage_of_environment
@@ -31,6 +31,7 @@ from optuna_ohgw.bench.study import WORKERS, digits_study
 from optuna_ohgw.bench.whole import measured_run, own_environment
 from optuna_ohgw.cells import cells_of
 from optuna_ohgw.claims import Claims
+from optuna_ohgw.device import resolve_device
 from optuna_ohgw.opening import open_database, open_storage
 from optuna_ohgw.patience import Patience
 from optuna_ohgw.spec import StudySpec
@@ -73,7 +74,7 @@ def workers(console: Console, device_name: str, repeats: int) -> None:
         "from the figures above, a core for each worker and a storage that serves one at a time.",
         highlight=False,
     )
-    console.print(machine(worker.resolve_device(device_name), repeats))
+    console.print(machine(resolve_device(device_name), repeats))
 
 
 def _rate(device_name: str, count: int) -> float:
@@ -90,7 +91,7 @@ def _clocked_run(device_name: str) -> tuple[float, int]:
         storage = open_storage(spec.storage_url, create=True)
         for cell in cells_of(spec):
             prepare(storage, spec, cell)
-        with processes.context(worker.resolve_device(device_name).type).Pool(WORKERS) as pool:
+        with processes.context(resolve_device(device_name).type).Pool(WORKERS) as pool:
             measured = pool.starmap(_clocked, [(spec, number) for number in range(WORKERS)])
         return sum(s for s, _, _ in measured) / sum(w for _, w, _ in measured), max(m for _, _, m in measured)
 
@@ -137,7 +138,7 @@ def clock_on() -> Iterator[list[float]]:
         (Claims, ("take", "release", "is_sole", "may_need_me")),
         (optuna.Study, ("ask", "tell", "get_trials")),
         (optuna.Trial, ("report", "should_prune", "set_user_attr", "suggest_float")),
-        (worker, ("_next",)),
+        (cell_work, ("_next",)),
     )
     read = clocked(vars(optuna.Trial)["user_attrs"].fget)
     with ExitStack() as stack:

@@ -58,8 +58,7 @@ def check_execution(spec: StudySpec, host: Host, workers: int) -> list[Check]:
     """
     import torch
 
-    from optuna_ohgw.runner import check_device
-    from optuna_ohgw.worker import resolve_device
+    from optuna_ohgw.device import check_device, resolve_device
 
     named = spec.execution.device
     check_device(named, "execution.device")

@@ -23,6 +23,7 @@ from rich.console import Console
 from optuna_ohgw.cell_study import load_cell
 from optuna_ohgw.cells import SPEC_FILE, Cell, cells_of, check_cells, check_folder, create_cell, to_retry
 from optuna_ohgw.claims import Claims
+from optuna_ohgw.contract_check import check_contract
 from optuna_ohgw.device import check_device, resolve_device
 from optuna_ohgw.errors import StorageLost, UserError
 from optuna_ohgw.finished import left_of
@@ -42,7 +43,6 @@ from optuna_ohgw.tasks.image import load_image_arrays, split_images
 from optuna_ohgw.tasks.models import build_model
 from optuna_ohgw.tasks.replay import courses_of
 from optuna_ohgw.tracking import check_tracking, send_cell
-from optuna_ohgw.workloads import check_contract
 
 _ALONE = Crew()
 log = logging.getLogger("optuna_ohgw.runner")

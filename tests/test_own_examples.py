@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from optuna_ohgw import OhgwSampler
 from optuna_ohgw.cli import app
+from optuna_ohgw.contract_check import check_contract
 from optuna_ohgw.opening import open_storage
 from optuna_ohgw.spec import load_spec
 from optuna_ohgw.tasks.contract import load_class
-from optuna_ohgw.workloads import check_contract
 
 PAGE = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
 

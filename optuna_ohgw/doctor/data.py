@@ -17,8 +17,8 @@ def check_data(spec: StudySpec, counted: list[int]) -> list[Check]:
         UserError: If they cannot be used.
     """
     from optuna_ohgw import runner
+    from optuna_ohgw.contract_check import check_contract
     from optuna_ohgw.spec_kinds import ContractSpec
-    from optuna_ohgw.workloads import check_contract
 
     if isinstance(spec.task, ContractSpec):
         return [Check("data", "task", "ok", check_contract(spec))]

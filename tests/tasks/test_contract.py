@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from optuna_ohgw.contract_check import check_contract
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.spec import load_spec
 from optuna_ohgw.tasks.contract import faults, load_class
-from optuna_ohgw.workloads import check_contract
 
 WHOLE = """
 import torch
@@ -53,6 +53,16 @@ budget: {trials: 2}
 """
 
 
+ONCE = """
+    def loss(self, psi, epoch, seed, horizon):
+        def loss(p):
+            weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+            hard = torch.nn.functional.hardsigmoid(weight * p["lr"])
+            return torch.autograd.grad(hard, weight, create_graph=True)[0] ** 2
+
+        return loss
+
+"""
 LOSS = """
     def loss(self, psi, epoch, seed, horizon):
         return lambda p: torch.ones(2)
@@ -131,6 +141,7 @@ def test_what_is_missing_is_told_when_the_file_is_read(load, old, new, told):
         ("self.w = self.w - psi", "self.w = self.w + DRAWN.random() - psi", "train must draw by the seed"),
         ("generator=torch.Generator().manual_seed(seed)", "generator=GENERATOR", "two calls with one seed"),
         ("    def state_dict", LOSS + "    def state_dict", "is no scalar"),
+        ("    def state_dict", ONCE + "    def state_dict", r"gradient of loss fails: .* finite-difference$"),
         ('psi["lr"]', 'psi["rate"]', "train fails: KeyError: 'rate'"),
     ],
 )  # fmt: skip

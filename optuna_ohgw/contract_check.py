@@ -19,7 +19,7 @@ from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.spec_kinds import ContractSpec, OwnSpec
 from optuna_ohgw.tasks.contract import PARTS
 from optuna_ohgw.tasks.network import NetworkTask
-from optuna_ohgw.variations import BASELINE, WARM_STARTS, warm_start_of
+from optuna_ohgw.variations import any_warms
 from optuna_ohgw.warmstart import WarmStart, warm_start
 from optuna_ohgw.workloads import workload
 
@@ -144,9 +144,12 @@ class _Trial:
             value = torch.as_tensor(loss(space.to_native(space.to_search(self._middle))))
             if value.numel() != 1:
                 raise ValueError(f"a loss of shape {tuple(value.shape)} is no scalar")
-        warms = any(WARM_STARTS[warm_start_of(variation) or BASELINE] for variation in self.spec.variations)
         # From horizon 2 on it may need second derivatives, which not every layer has.
-        if warms and hasattr(self.work.own, "loss") and (self._is_users or settings.horizon > 1):
+        if (
+            any_warms(self.spec.variations)
+            and hasattr(self.work.own, "loss")
+            and (self._is_users or settings.horizon > 1)
+        ):
             with self._step("the gradient of loss"):
                 how = WarmStart(estimator=settings.estimator)
                 warm_start(loss, space, self._middle, how, torch.Generator().manual_seed(0))

@@ -23,7 +23,7 @@ from rich.console import Console
 from optuna_ohgw.cell_study import load_cell
 from optuna_ohgw.cells import SPEC_FILE, Cell, cells_of, check_cells, check_folder, create_cell, to_retry
 from optuna_ohgw.claims import Claims
-from optuna_ohgw.contract_check import check_contract
+from optuna_ohgw.data_check import check_data
 from optuna_ohgw.device import check_device, resolve_device
 from optuna_ohgw.errors import StorageLost, UserError
 from optuna_ohgw.finished import left_of
@@ -37,11 +37,6 @@ from optuna_ohgw.ray_engine import places_of, run_actors
 from optuna_ohgw.reading import hide_passwords
 from optuna_ohgw.schedulers.choosers import check_installed
 from optuna_ohgw.spec import StudySpec
-from optuna_ohgw.spec_kinds import ContractSpec
-from optuna_ohgw.tasks.data import ImageData, cache_folder
-from optuna_ohgw.tasks.image import load_image_arrays, split_images
-from optuna_ohgw.tasks.models import build_model
-from optuna_ohgw.tasks.replay import courses_of
 from optuna_ohgw.tracking import check_tracking, send_cell
 
 _ALONE = Crew()
@@ -265,49 +260,6 @@ def _check_folder(root: Path) -> None:
     except OSError as error:
         raise UserError(
             f"output: {root} cannot be written ({error.strerror}); name another by --set output=FOLDER"
-        ) from None
-
-
-def check_data(spec: StudySpec) -> None:
-    """Raise a UserError unless the data can be read and every network takes them."""
-    if spec.replays:
-        for cell in cells_of(spec):
-            courses_of(spec, cell)
-        return
-    if isinstance(spec.task, ContractSpec):
-        check_contract(spec)
-        return
-    arrays = load_image_arrays(spec.image, cache_folder())
-    data = split_images(spec.image, arrays, spec.seeds[0], resolve_device("cpu"))
-    for model in models_of(spec):
-        _check_model(spec, data, model)
-
-
-def models_of(spec: StudySpec) -> list[str]:
-    """Return the names of the networks that a study trains."""
-    models = spec.choices["model"].choices if "model" in spec.choices else (spec.image.model,)
-    return [str(model) for model in models]
-
-
-def _check_model(spec: StudySpec, data: ImageData, model: str) -> None:
-    import torch
-
-    network = build_model(
-        model,
-        channels=data.channels,
-        size=data.height,
-        classes=data.classes,
-        activation=spec.image.activation,
-    )
-    try:
-        with torch.inference_mode():
-            network.eval()(torch.zeros_like(data.train_images[:2], dtype=torch.float32))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        shape = tuple(data.train_images.shape[1:])
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"task.model: {model!r} cannot take pictures of {shape} ({reason}); "
-            "give another model or another task.size"
         ) from None
 
 

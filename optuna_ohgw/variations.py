@@ -37,6 +37,11 @@ def warm_start_of(variation: str) -> str | None:
     return next((warm for warm in WARM_STARTS if base == warm or base.endswith(f"-{warm}")), None)
 
 
+def any_warms(variations: Iterable[str]) -> bool:
+    """Return whether any variation has a warm start."""
+    return any(WARM_STARTS[warm_start_of(variation) or BASELINE] for variation in variations)
+
+
 def scheduler_of(variation: str) -> str | None:
     """Return the scheduler of a variation, ``pasha`` of ``pasha-baseline``; None: it names none."""
     base, warm = base_of(variation), warm_start_of(variation)

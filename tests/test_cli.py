@@ -21,10 +21,11 @@ import sqlalchemy.exc
 import torch
 from typer.testing import CliRunner
 
-from optuna_ohgw import device, opening, runner
+from optuna_ohgw import data_check, device, opening, runner
 from optuna_ohgw.cli import app, main
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.opening import open_storage
+from optuna_ohgw.spec import load_spec
 
 STUDY = """\
 name: small
@@ -234,7 +235,7 @@ def test_folder_that_cannot_be_written_is_told_before_the_data_are_read(place, m
     def read(*_):
         raise AssertionError("the data were read first")
 
-    monkeypatch.setattr(runner, "load_image_arrays", read)
+    monkeypatch.setattr(data_check, "load_image_arrays", read)
     assert refused("run", "study.yaml", "--set", "output=study.yaml/a/b").startswith(
         "output: study.yaml/a/b "
     )
@@ -292,11 +293,23 @@ def test_unknown_model_is_told_before_a_study_is_made(place, change):
 
 def test_model_that_cannot_take_the_pictures_is_told_before_a_study_is_made(place, monkeypatch):
     narrow = torch.nn.Linear(3, 10)
-    monkeypatch.setattr(runner, "build_model", lambda *_, **__: narrow)
+    monkeypatch.setattr(data_check, "build_model", lambda *_, **__: narrow)
     message = refused("run", "study.yaml")
     assert message.startswith("task.model: 'mlp' cannot take pictures of (1, 8, 8) (")
     assert message.endswith("give another model or another task.size")
     assert not list(place.rglob("*.db"))
+
+
+def test_model_that_cannot_be_differentiated_twice_is_told_where_the_horizon_asks_for_it(place, monkeypatch):
+    """At horizon 1 it can be trained and warmed."""
+    hard = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.Hardsigmoid())
+    monkeypatch.setattr(data_check, "build_model", lambda *_, **__: hard)
+    message = refused("run", "study.yaml", "--set", "warm_start.horizon=2")
+    assert message.startswith("task.model: 'mlp' has a layer that cannot be differentiated twice (")
+    assert message.endswith("; set warm_start.horizon to 1, or the estimator finite-difference")
+    assert not list(place.rglob("*.db"))
+    for setting in ("warm_start.horizon=1", "warm_start={horizon: 2, estimator: finite-difference}"):
+        data_check.check_data(load_spec(place / "study.yaml", (setting,)))
 
 
 @pytest.mark.parametrize(

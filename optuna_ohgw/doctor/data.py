@@ -16,13 +16,13 @@ def check_data(spec: StudySpec, counted: list[int]) -> list[Check]:
     Raises:
         UserError: If they cannot be used.
     """
-    from optuna_ohgw import runner
+    from optuna_ohgw import data_check
     from optuna_ohgw.contract_check import check_contract
     from optuna_ohgw.spec_kinds import ContractSpec
 
     if isinstance(spec.task, ContractSpec):
         return [Check("data", "task", "ok", check_contract(spec))]
-    runner.check_data(spec)
+    data_check.check_data(spec)
     if spec.replays:
         return [Check("data", "data", "ok", spec.task.summary)]
     from optuna_ohgw.tasks.data import cache_folder
@@ -32,7 +32,7 @@ def check_data(spec: StudySpec, counted: list[int]) -> list[Check]:
     arrays = load_image_arrays(spec.image, cache_folder())  # in the cache by now
     _, channels, height, width = arrays.train_images.shape
     counts = {}
-    for name in runner.models_of(spec):
+    for name in data_check.models_of(spec):
         network = build_model(
             name,
             channels=channels,

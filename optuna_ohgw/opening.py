@@ -28,11 +28,11 @@ def _is_told(record: logging.LogRecord) -> bool:
     """Return whether a message of a library under the storage is shown; outages are told by our own line."""
     if "Falling back to a slower alternative" in record.getMessage():
         return False
-    error = record.exc_info[1] if record.exc_info else None
-    return error is None or not is_outage_of_driver(error)
+    told = [*(record.exc_info or ()), *(record.args if isinstance(record.args, tuple) else ())]
+    return not any(isinstance(error, Exception) and is_outage_of_driver(error) for error in told)
 
 
-for _name in ("optuna.storages._rdb.storage", "sqlalchemy.pool.impl.QueuePool"):
+for _name in ("optuna.storages._rdb.storage", "sqlalchemy.pool.impl.QueuePool", "psycopg"):
     logging.getLogger(_name).addFilter(_is_told)
 
 

@@ -64,6 +64,15 @@ def test_a_connection_that_broke_is_put_away_without_a_traceback(error, told, ca
     assert ["Exception during reset" in record.message for record in caplog.records] == [True] * told
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(psycopg.OperationalError("the connection is lost"), []), (psycopg.DataError("odd"), ["ignored: odd"])],
+)
+def test_a_driver_says_no_more_of_an_outage(error, told, caplog):
+    logging.getLogger("psycopg").warning("ignored: %s", error)
+    assert [record.message for record in caplog.records] == told
+
+
 def test_a_database_without_tables_is_told_and_gets_none(tmp_path):
     file = tmp_path / "empty.db"
     sqlite3.connect(file).close()

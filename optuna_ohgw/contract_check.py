@@ -19,7 +19,7 @@ from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.spec_kinds import ContractSpec, OwnSpec
 from optuna_ohgw.tasks.contract import PARTS
 from optuna_ohgw.tasks.network import NetworkTask
-from optuna_ohgw.variations import any_warms
+from optuna_ohgw.variations import take_gradients
 from optuna_ohgw.warmstart import WarmStart, warm_start
 from optuna_ohgw.workloads import workload
 
@@ -47,6 +47,14 @@ def check_contract(spec: StudySpec) -> str:
         assert isinstance(work, OwnWorkload)
         done = _Trial(spec, work).run()
     return done
+
+
+def differentiates_twice(spec: StudySpec) -> bool:
+    """Return whether a warm start needs second derivatives of the network, which not every layer has."""
+    settings, mixed = spec.warm_start, {"label_smoothing", "magnitude"} & set(spec.ranges)
+    if not take_gradients(spec.variations) or settings.estimator not in (None, "lean", "exact"):
+        return False
+    return settings.horizon > 1 or (settings.estimator == "exact" and bool(mixed))
 
 
 @dataclass(frozen=True)
@@ -144,12 +152,8 @@ class _Trial:
             value = torch.as_tensor(loss(space.to_native(space.to_search(self._middle))))
             if value.numel() != 1:
                 raise ValueError(f"a loss of shape {tuple(value.shape)} is no scalar")
-        # From horizon 2 on it may need second derivatives, which not every layer has.
-        if (
-            any_warms(self.spec.variations)
-            and hasattr(self.work.own, "loss")
-            and (self._is_users or settings.horizon > 1)
-        ):
+        tried = self._is_users and take_gradients(self.spec.variations)
+        if hasattr(self.work.own, "loss") and (tried or differentiates_twice(self.spec)):
             with self._step("the gradient of loss"):
                 how = WarmStart(estimator=settings.estimator)
                 warm_start(loss, space, self._middle, how, torch.Generator().manual_seed(0))

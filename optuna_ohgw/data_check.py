@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from optuna_ohgw.cells import cells_of
-from optuna_ohgw.contract_check import check_contract
+from optuna_ohgw.contract_check import check_contract, differentiates_twice
 from optuna_ohgw.errors import UserError
 from optuna_ohgw.spec import StudySpec
 from optuna_ohgw.spec_kinds import ContractSpec
@@ -14,7 +14,6 @@ from optuna_ohgw.tasks.data import ImageData, cache_folder
 from optuna_ohgw.tasks.image import load_image_arrays, split_images
 from optuna_ohgw.tasks.models import build_model
 from optuna_ohgw.tasks.replay import courses_of
-from optuna_ohgw.variations import any_warms
 
 
 def check_data(spec: StudySpec) -> None:
@@ -56,8 +55,7 @@ def _check_model(spec: StudySpec, data: ImageData, model: str) -> None:
             f"task.model: {model!r} cannot take pictures of {shape} ({reason}); "
             "give another model or another task.size"
         ) from None
-    settings = spec.warm_start
-    if any_warms(spec.variations) and settings.horizon > 1 and settings.estimator != "finite-difference":
+    if differentiates_twice(spec):
         _check_second_derivatives(network, data, model)
 
 
@@ -72,5 +70,6 @@ def _check_second_derivatives(network: nn.Module, data: ImageData, model: str) -
     except RuntimeError as error:
         raise UserError(
             f"task.model: {model!r} has a layer that cannot be differentiated twice "
-            f"({str(error).splitlines()[0]}); set warm_start.horizon to 1, or the estimator finite-difference"
+            f"({str(error).splitlines()[0]}); set warm_start.horizon to 1 with the estimator lean, or "
+            "the estimator finite-difference"
         ) from None

@@ -26,6 +26,6 @@ class CaptureError(RuntimeError):
         memory: Whether it ran out of memory; in another process it may not.
     """
 
-    def __init__(self, message: str, *, memory: bool) -> None:
+    def __init__(self, message: str, *, memory: bool = False) -> None:
         super().__init__(message)
         self.memory = memory

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from optuna_ohgw.errors import StorageLost
+from optuna_ohgw.errors import CaptureError, StorageLost
 from optuna_ohgw.mps import end_now
 from optuna_ohgw.processes import SIGNALS, context, deaf
 from optuna_ohgw.spec import StudySpec
@@ -29,6 +29,7 @@ from optuna_ohgw.spec import StudySpec
 _STOP, _READY, _LOST, _FAILED = "stop", "ready", "lost", "failed"
 _SECONDS = 1.0
 _SLOW_STOP_S, _AGAIN_S = 3.0, 2.0  # until a stop is called slow; until Ctrl-C means more than the first
+_NO_ROOM = 75  # exit status of a worker without the memory to capture a CUDA graph
 _EARLY_DEATHS = 5  # of one worker in a row, before it was ready
 log = logging.getLogger("optuna_ohgw.fleet")
 
@@ -119,8 +120,10 @@ def run_processes(
                 early, failure = _ended(worker, number)
                 error = error or failure
                 if worker.process.exitcode and error is None and not stop.is_set():
-                    say(f"worker {number} ended by {_how(worker)}; another takes its place")
-                    workers[number] = _start(processes, spec, number, devices[number], level)
+                    own = _without_graphs(spec) if worker.process.exitcode == _NO_ROOM else spec
+                    without = "" if own is spec else ", without graphs"
+                    say(f"worker {number} ended by {_how(worker)}; another takes its place{without}")
+                    workers[number] = _start(processes, own, number, devices[number], level)
                     workers[number].early = early
             if error is None and not told:
                 look()
@@ -218,6 +221,12 @@ def _work(spec: StudySpec, number: int, level: int, pipe: Connection) -> None:
     except StorageLost as error:
         _say(pipe, _LOST, str(error))
         sys.exit(1)
+    except CaptureError as error:
+        log.error("worker %d: %s", number, error)
+        if error.memory:
+            os._exit(_NO_ROOM)  # one that takes its place goes on with the trial
+        _say(pipe, _FAILED, str(error))
+        sys.exit(1)
     except Exception as error:
         log.error("worker %d: %s", number, traceback.format_exc())
         _say(pipe, _FAILED, f"{type(error).__name__}: {error}")
@@ -266,6 +275,12 @@ def _ended(worker: _Worker, number: int) -> tuple[int, Exception | None]:
     return early, None
 
 
+def _without_graphs(spec: StudySpec) -> StudySpec:
+    return spec.model_copy(update={"execution": spec.execution.model_copy(update={"cuda_graphs": False})})
+
+
 def _how(worker: _Worker) -> str:
     code = worker.process.exitcode
+    if code == _NO_ROOM:
+        return "want of memory to capture a CUDA graph"
     return f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit status {code}"

@@ -43,13 +43,14 @@ def shared_gpu() -> Iterator[bool]:
         own = {**os.environ, PIPE: folder, LOG: folder}
         # The daemon would count the GPUs that it sees anew, and its clients' numbers be others.
         unhidden = {name: value for name, value in own.items() if name != "CUDA_VISIBLE_DEVICES"}
-        started = _run([control, "-d"], unhidden) is not None
+        _folders.add(folder)
         try:
+            # What the daemon says is not waited for: it may keep the pipe.
+            started = _run([control, "-d"], unhidden, heard=False) is not None
             # A process that does not find the daemon computes without it: there must be a server.
             probe = started and _run([sys.executable, "-c", _PROBE], own) is not None
             works = probe and bool((_run([control], own, "get_server_list\n") or "").strip())
             if works:
-                _folders.add(folder)
                 os.environ.update({PIPE: folder, LOG: folder})
             else:
                 log.warning("%s cannot be used here; processes take turns on the GPU", CONTROL)
@@ -58,22 +59,28 @@ def shared_gpu() -> Iterator[bool]:
             _folders.discard(folder)
             for name in (PIPE, LOG):
                 os.environ.pop(name, None)
-            if started:
-                _run([control], own, "quit\n")
+            _run([control], own, "quit\n")
 
 
 def end_now() -> None:
     """End the daemon of this process, if there is one: for a process that leaves no other way."""
-    folder, control = os.environ.get(PIPE), shutil.which(CONTROL)
-    if folder is not None and folder in _folders and control is not None:
-        _run([control], dict(os.environ), "quit\n", seconds=5.0)
+    control = shutil.which(CONTROL)
+    if control is None:
+        return
+    for folder in _folders:
+        _run([control], {**os.environ, PIPE: folder, LOG: folder}, "quit\n", seconds=5.0)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _run(
-    command: list[str], environment: dict[str, str], text: str = "", *, seconds: float = _SECONDS
+    command: list[str],
+    environment: dict[str, str],
+    text: str = "",
+    *,
+    heard: bool = True,
+    seconds: float = _SECONDS,
 ) -> str | None:
-    """Run a command; return what it printed, None if it failed or did not end in time."""
+    """Run a command; return what it printed where that is ``heard``, None if it failed or took too long."""
     try:
         ended = subprocess.run(
             command,
@@ -82,9 +89,9 @@ def _run(
             text=True,
             timeout=seconds,
             check=False,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.PIPE if heard else subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return ended.stdout if ended.returncode == 0 else None
+    return (ended.stdout or "") if ended.returncode == 0 else None

@@ -32,7 +32,8 @@ def _is_told(record: logging.LogRecord) -> bool:
     return not any(isinstance(error, Exception) and is_outage_of_driver(error) for error in told)
 
 
-for _name in ("optuna.storages._rdb.storage", "sqlalchemy.pool.impl.QueuePool", "psycopg"):
+_POOLS = "sqlalchemy.pool.impl.QueuePool", "sqlalchemy.pool.impl.NullPool"
+for _name in ("optuna.storages._rdb.storage", *_POOLS, "psycopg"):
     logging.getLogger(_name).addFilter(_is_told)
 
 

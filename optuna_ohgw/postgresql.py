@@ -12,7 +12,7 @@ _ANSWER_S = 60.0  # as on other databases
 
 
 def connector(url: str, arguments: dict[str, Any]) -> Callable[[], Any]:
-    """Return what makes the connections of an engine: each ends where an answer takes over a minute.
+    """Return what makes the connections of an engine: each ends where the server is silent for a minute.
 
     A server that is frozen, or whose disk is, takes what it is sent and says nothing; its machine keeps
     the connection up.
@@ -41,7 +41,9 @@ def connector(url: str, arguments: dict[str, Any]) -> Callable[[], Any]:
                     except BaseException as error:
                         wanted = gen.throw(error)
                         continue
-                    if not ready and time.monotonic() > over:
+                    if ready:
+                        over = time.monotonic() + _ANSWER_S
+                    elif time.monotonic() > over:
                         self.close()  # or the next call would wait for the same answer
                         raise psycopg.OperationalError(f"no answer within {_ANSWER_S:g} s")
                     wanted = gen.send(ready)

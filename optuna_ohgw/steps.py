@@ -198,11 +198,16 @@ class CapturedStep:
                 held = torch.cuda.memory_allocated(device)
                 restart_peak(device)
                 graph = torch.cuda.CUDAGraph()
+                first: Exception | None = None
                 try:
                     with torch.cuda.graph(graph, stream=side):
-                        loss = step(own_inputs, own_target)
+                        try:
+                            loss = step(own_inputs, own_target)
+                        except Exception as error:
+                            first = error  # the end of a failed capture fails in words of its own
+                            raise
                 except Exception as error:
-                    raise _capture_error(error) from error
+                    raise _capture_error(first or error) from error
             finally:
                 with torch.no_grad():
                     for tensor, value in zip(changed, before, strict=True):
@@ -302,9 +307,6 @@ def _waiting_barred() -> Iterator[None]:
 
 
 def _capture_error(error: BaseException) -> CaptureError:
-    """Return an error that tells what went wrong first: the end of a failed capture fails by itself."""
-    while error.__context__ is not None:
-        error = error.__context__
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return CaptureError(
         f"the training step failed while it was captured in a CUDA graph ({reason}); "

@@ -37,9 +37,10 @@ def warm_start_of(variation: str) -> str | None:
     return next((warm for warm in WARM_STARTS if base == warm or base.endswith(f"-{warm}")), None)
 
 
-def any_warms(variations: Iterable[str]) -> bool:
-    """Return whether any variation has a warm start."""
-    return any(WARM_STARTS[warm_start_of(variation) or BASELINE] for variation in variations)
+def take_gradients(variations: Iterable[str]) -> bool:
+    """Return whether any variation's warm start takes a gradient."""
+    rules = {(WARM_STARTS[warm_start_of(v) or BASELINE] or {}).get("rule") for v in variations}
+    return bool(rules - {None, "gaussian", "lr-grid"})
 
 
 def scheduler_of(variation: str) -> str | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from optuna_ohgw.hypergrad import ESTIMATORS, HyperGradient
 from optuna_ohgw.lookahead import LookaheadLoss
+from optuna_ohgw.peak_memory import restart_peak
 from optuna_ohgw.space import SearchSpace
 from optuna_ohgw.step import (
     best_candidate,
@@ -133,7 +134,7 @@ def warm_start(
     started = time.perf_counter()
     device = _device(loss)
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+        restart_peak(device)
     z = z0 = space.clip(space.to_search(suggested))
     unknown = sorted(set(settings.freeze) - set(space.names))
     if unknown:
@@ -233,7 +234,7 @@ def _gradient(
         if "derivative for" not in str(failure):  # torch raises no class of its own
             raise
         reason = str(failure).splitlines()[0]
-        remedy = "a layer cannot be differentiated twice; set horizon 1 or the estimator finite-difference"
+        remedy = "a layer cannot be differentiated twice; set horizon 1 and lean, or finite-difference"
         raise RuntimeError(f"{reason}: {remedy}") from failure
     stacked = torch.stack([s.gradient for s in sets])
     mean = HyperGradient(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -50,6 +49,7 @@ def serve(
 
     Raises:
         StorageLost: If the storage did not answer for too long.
+        CaptureError: If a training step failed while it was captured; this process has lost its GPU.
     """
     if spec.execution.threads:
         torch.set_num_threads(spec.execution.threads)
@@ -85,12 +85,7 @@ def _work_on(claims: Claims, context: Context) -> None:
                     search(cell, claims)  # what another left or was stopped in meanwhile
                 if not context.stops() and is_searched(cell):
                     done = finish(cell)
-        except StorageLost:
-            raise
-        except CaptureError as caught:
-            if caught.memory:
-                log.error("this process can use its GPU no more and ends: %s", caught)
-                os._exit(1)  # another takes its place, and the trial
+        except (StorageLost, CaptureError):
             raise
         except Exception as caught:
             log.error("%s is given up: %s", cell.label, traceback.format_exc())

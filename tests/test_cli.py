@@ -306,10 +306,21 @@ def test_model_that_cannot_be_differentiated_twice_is_told_where_the_horizon_ask
     monkeypatch.setattr(data_check, "build_model", lambda *_, **__: hard)
     message = refused("run", "study.yaml", "--set", "warm_start.horizon=2")
     assert message.startswith("task.model: 'mlp' has a layer that cannot be differentiated twice (")
-    assert message.endswith("; set warm_start.horizon to 1, or the estimator finite-difference")
+    assert message.endswith(
+        "; set warm_start.horizon to 1 with the estimator lean, or the estimator finite-difference"
+    )
     assert not list(place.rglob("*.db"))
-    for setting in ("warm_start.horizon=1", "warm_start={horizon: 2, estimator: finite-difference}"):
-        data_check.check_data(load_spec(place / "study.yaml", (setting,)))
+    exact = "warm_start={horizon: 1, estimator: exact}"
+    smoothed = "space.label_smoothing={low: 0.0, high: 0.3}"
+    with pytest.raises(UserError, match="cannot be differentiated twice"):
+        data_check.check_data(load_spec(place / "study.yaml", (exact, smoothed)))
+    for settings in (
+        ("warm_start.horizon=1", smoothed),
+        ("warm_start={horizon: 2, estimator: finite-difference}",),
+        ("warm_start={horizon: 2, estimator: direct}",),
+        ("warm_start.horizon=2", "variations=[asha-baseline, asha-gaussian, asha-lr-grid]"),
+    ):
+        data_check.check_data(load_spec(place / "study.yaml", settings))
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,13 @@ import numpy as np
 import pynvml
 import pytest
 import torch
+from optuna.distributions import FloatDistribution
 
 from optuna_ohgw import peak_memory as module
+from optuna_ohgw import warmstart
 from optuna_ohgw.peak_memory import PeakMemory, restart_peak
+from optuna_ohgw.space import SearchSpace
+from optuna_ohgw.warmstart import WarmStart, warm_start
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -105,8 +109,9 @@ class TestMemory:
         monkeypatch.setattr(pynvml, call, fail)
         assert module._nvml_bytes(torch.device("cuda:0")) is None
 
+    @pytest.mark.parametrize("by", ["hand", "warm start"])
     def test_a_measurement_within_a_block_takes_nothing_from_it(
-        self, monkeypatch: pytest.MonkeyPatch
+        self, monkeypatch: pytest.MonkeyPatch, by: str
     ) -> None:
         now, most = 0, 0
 
@@ -124,11 +129,17 @@ class TestMemory:
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: now)
         monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: most)
         monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
         monkeypatch.setattr(module, "_nvml_bytes", lambda device: None)
         with PeakMemory(cuda) as outer, PeakMemory(cuda) as inner:
             for amount in (300, -300):
                 allocate(amount)
-            restart_peak(cuda)
+            if by == "hand":
+                restart_peak(cuda)
+            else:
+                monkeypatch.setattr(warmstart, "_device", lambda loss: cuda)
+                settings, space = WarmStart("gaussian"), SearchSpace({"a": FloatDistribution(0.0, 1.0)})
+                warm_start(lambda psi: psi["a"], space, {"a": 0.5}, settings, torch.Generator())
             assert most == 0
             for amount in (20, -20):
                 allocate(amount)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import io
+import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -31,7 +33,7 @@ from command_runs import (
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from optuna_ohgw import cell_work, held, runner, worker
+from optuna_ohgw import cell_work, fleet, held, runner, worker
 from optuna_ohgw.cell_study import load_cell
 from optuna_ohgw.cells import Ledger, cells_of
 from optuna_ohgw.claims import Claims
@@ -315,6 +317,35 @@ def test_workers_are_told_what_to_train_on_and_share_a_gpu(
     assert bool(said) is shared
 
 
+def test_a_worker_without_room_for_a_graph_is_replaced_by_one_without_graphs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[bool] = []
+    said: list[str] = []
+
+    def start(processes: Any, spec: StudySpec, *_: Any) -> Any:
+        began.append(spec.execution.cuda_graphs)
+        status = fleet._NO_ROOM if len(began) == 1 else 0
+        process = multiprocessing.get_context("spawn").Process(target=os._exit, args=(status,))
+        process.start()
+        return fleet._Worker(process, multiprocessing.Pipe()[0])  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fleet, "_start", start)
+    fleet.run_processes(spec_of(tmp_path), [None], 30, fleet.Stop(), lambda: None, said.append)
+    assert began == [True, False]
+    (line,) = said
+    assert line.endswith("want of memory to capture a CUDA graph; another takes its place, without graphs")
+
+
+def test_a_run_that_is_broken_off_ends_its_gpu_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+    monkeypatch.setattr(fleet, "end_now", lambda: done.append("service"))
+    monkeypatch.setattr(fleet.os, "write", lambda *_: None)
+    monkeypatch.setattr(fleet.os, "_exit", done.append)
+    fleet._end_at_once(signal.SIGINT)
+    assert done == ["service", 130]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_worker_without_its_gpu_does_not_go_on_without(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, "execution.device=cuda")
@@ -410,21 +441,11 @@ class TestWorker:
             cell_work.search(cells_of(spec)[0])
         assert trials_of(spec)["asha-baseline/seed-0003"][0].state == TrialState.RUNNING
 
-    @pytest.mark.parametrize("memory", [False, True])
     def test_a_capture_that_failed_is_no_failure_of_the_trial(
-        self, spec: StudySpec, monkeypatch: pytest.MonkeyPatch, memory: bool
+        self, spec: StudySpec, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It ends the run, or where memory ran out this process, whose place another takes."""
-
-        class Ended(BaseException):
-            pass
-
-        def end(status: int) -> None:
-            raise Ended(status)
-
-        monkeypatch.setattr(worker.os, "_exit", end)
-        self.stub(monkeypatch, None, CaptureError("the step failed; use another", memory=memory))
-        with pytest.raises(Ended if memory else CaptureError, match="1" if memory else "use another"):
+        self.stub(monkeypatch, None, CaptureError("the step failed; use another"))
+        with pytest.raises(CaptureError, match="use another"):
             run_in_process(spec)
         (trials,) = trials_of(spec).values()
         assert trials[1].state == TrialState.RUNNING

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -376,6 +377,28 @@ class TestCaptured:
             assert caught.value.memory is memory
         assert not caplog.records
         assert len(self.waited) == 2
+
+    def test_an_error_that_the_network_handles_itself_is_not_the_reason(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        task, network, velocity, _ = prepared("mlp", torch.float32)
+        calls = iter(range(10))
+
+        def full(step: TensorStep, inputs: Tensor, target: Tensor) -> Tensor:
+            if next(calls) == 3:
+                try:
+                    raise KeyError("not in the cache")
+                except KeyError:
+                    raise torch.OutOfMemoryError("CUDA out of memory")  # noqa: B904
+            return torch.zeros(())
+
+        monkeypatch.setattr(TensorStep, "__call__", full)
+        monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: nullcontext())
+        with pytest.raises(CaptureError, match=r"\(CUDA out of memory\)") as caught:
+            step_on_gpu(monkeypatch, task, network, velocity)
+        assert caught.value.memory
+        again = pickle.loads(pickle.dumps(caught.value))  # Ray and pools hand it on
+        assert (str(again), again.memory) == (str(caught.value), True)
 
     def test_can_be_turned_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
         task, network, velocity, _ = prepared("mlp", torch.float32)

@@ -574,6 +574,6 @@ def test_a_layer_that_cannot_be_differentiated_twice_is_told_with_what_to_do():
         return inner**2
 
     with pytest.raises(
-        RuntimeError, match=r"not implemented: .* set horizon 1 or the estimator finite-difference"
+        RuntimeError, match=r"not implemented: .* set horizon 1 and lean, or finite-difference"
     ):
         warm_start(loss, SPACE, SUGGESTED, WarmStart(), torch.Generator().manual_seed(0))

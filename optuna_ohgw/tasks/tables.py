@@ -193,10 +193,14 @@ def _split(
 
 def _as_numbers(column: pd.Series) -> pd.Series:
     """Return dates as days, durations too, and exact decimals as they are; any other column untouched."""
-    if column.dtype == object and isinstance(column.iloc[0], decimal.Decimal):
-        return column.astype(np.float64)
-    if column.dtype == object and isinstance(column.iloc[0], datetime.date):
-        column = pd.to_datetime(column, utc=True)
+    if isinstance(column.dtype, pd.ArrowDtype) and column.dtype.type in (datetime.date, decimal.Decimal):
+        column = column.astype(object)
+    if column.dtype == object:
+        kinds = set(map(type, column))
+        if kinds == {decimal.Decimal}:
+            return column.astype(np.float64)
+        if kinds == {datetime.date}:
+            return column.map(datetime.date.toordinal)
     if column.dtype.kind == "M":
         column = column - pd.Timestamp(0, tz=column.dt.tz)
     return column / pd.Timedelta(days=1) if column.dtype.kind == "m" else column

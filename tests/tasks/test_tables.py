@@ -7,6 +7,7 @@ import decimal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from optuna_ohgw.errors import UserError
@@ -53,6 +54,7 @@ def test_categories_are_a_column_a_level_and_parts_share_them(table, tmp_path, s
     assert found.train.features.shape[1] == found.test.features.shape[1] == len(found.names)
 
 
+ARROW = pd.ArrowDtype
 DAYS = np.array([0.0, 1.0, 2.5, 40.0, 7.25, 19.0] * 10)
 
 
@@ -64,8 +66,12 @@ DAYS = np.array([0.0, 1.0, 2.5, 40.0, 7.25, 19.0] * 10)
         pd.to_timedelta(DAYS, unit="D"),
         [datetime.date(2020, 2, 27) + datetime.timedelta(days=int(4 * day)) for day in DAYS],
         [decimal.Decimal(f"{day:.2f}") for day in DAYS],
+        pd.array([decimal.Decimal(f"{day:.2f}") for day in DAYS], dtype=ARROW(pa.decimal128(9, 2))),
+        pd.array(
+            pd.Timestamp("2001-09-09") + pd.to_timedelta(DAYS, unit="D"), dtype=ARROW(pa.timestamp("us"))
+        ),
     ],
-    ids=["time", "time of a zone", "duration", "date", "decimal"],
+    ids=["time", "time of a zone", "duration", "date", "decimal", "decimal of Arrow", "time of Arrow"],
 )
 def test_dates_and_decimals_are_numbers(table, tmp_path, column):
     table.assign(size=column).to_parquet(tmp_path / "t.parquet")
@@ -74,6 +80,16 @@ def test_dates_and_decimals_are_numbers(table, tmp_path, column):
     plain = load_tables(str(tmp_path / "plain.parquet"), "kind", seed=0, validation=0.2, test=0.2)
     assert found.names == plain.names
     np.testing.assert_allclose(found.train.features, plain.train.features, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("arrow", [False, True])
+def test_dates_go_to_the_end_of_time(table, tmp_path, arrow):
+    """An open end is often written as the year 9999, which nanoseconds do not reach."""
+    dates = pd.Series([datetime.date(1, 1, 1), datetime.date(9999, 12, 31)] * 30, dtype=object)
+    table.assign(size=dates.astype(ARROW(pa.date32())) if arrow else dates).to_parquet(tmp_path / "t.parquet")
+    found = load_tables(str(tmp_path / "t.parquet"), "kind", seed=0, validation=0.2, test=0.2)
+    assert found.names[0] == "size"
+    assert len(np.unique(found.train.features[:, 0])) == 2
 
 
 def without(table, row, column):

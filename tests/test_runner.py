@@ -435,7 +435,7 @@ class TestWorker:
 
         monkeypatch.setattr(cell_work, "run_trial", run_trial)
         monkeypatch.setattr(held, "record", lambda claim: {"claim": claim})
-        monkeypatch.setattr(worker.os, "_exit", end)
+        monkeypatch.setattr(os, "_exit", end)
         monkeypatch.setattr(torch.cuda, "synchronize", lost)
         with in_process(spec), pytest.raises(Ended, match="1"):
             cell_work.search(cells_of(spec)[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -268,50 +267,24 @@ def replay(
     ] = None,
 ) -> None:
     """Show what other schedulers would have done with known learning curves."""
-    from optuna_ohgw import replays
+    from optuna_ohgw import show_replays
     from optuna_ohgw.errors import UserError
-    from optuna_ohgw.schedulers import SCHEDULERS, Settings
-    from optuna_ohgw.schedulers.choosers import CHOOSERS
-    from optuna_ohgw.show import print_comparison_of_schedulers, print_lines, print_replays
 
-    names = scheduler or list(SCHEDULERS)
-    for name in names:
-        if name not in (*SCHEDULERS, *CHOOSERS):
-            known = ", ".join((*SCHEDULERS, *CHOOSERS))
-            raise UserError(f"--scheduler: {name!r} is unknown; use some of {known}")
-    choosers = [name for name in names if name in CHOOSERS]
     given = {"min_resource": min_resource, "reduction_factor": reduction_factor}
     rungs = {name: number for name, number in given.items() if number is not None}
+    names, console = show_replays.known_schedulers(scheduler), _console()
     if all(source.suffix == ".parquet" for source in sources):
         if export is not None:
             raise UserError("--export: is for the curves of a study; tables are such files already")
         if overrides or smoke:
             raise UserError(f"{'--set' if overrides else '--smoke'}: is for a study, not for tables; drop it")
-        tables = {source.stem: replays.read_table(source, value, skip) for source in sources}
-        if choosers and slices is None:
-            raise UserError(
-                f"--scheduler {choosers[0]}: fits a model again and again; give --slices, say 300"
-            )
-        candidates = {s.stem: replays.read_candidates(s) for s in sources} if choosers else None
-        settings = Settings(max_resource=1, maximize=not minimize, configs=configs, **rungs)
-        limit = math.inf if slices is None else slices
-        runs = replays.over_tables(
-            tables, names, settings, seeds=seeds, workers=workers, slices=limit, candidates=candidates
-        )
-        print_comparison_of_schedulers(runs, workers, _console())
-        small = [f"{name} ({len(table)})" for name, table in tables.items() if len(table) < configs]
-        if small:
-            print_lines([f"All configurations of {', '.join(small)}: fewer than {configs}."], _console())
-        return
-    if len(sources) > 1:
+        drawn = show_replays.Draw(value, skip, minimize, configs, seeds, slices)
+        show_replays.over_tables(sources, names, rungs, drawn, workers, console)
+    elif len(sources) > 1:
         raise UserError(f"replay: got {len(sources)} files; name one study file, or parquet tables alone")
-    evidence = _evidence(sources[0], overrides, smoke, url)
-    target = evidence.primary if evidence.primary is not None else evidence.spec.targets[0]
-    runs = replays.over_study(evidence.records, names, workers=workers, target=target, rungs=rungs)
-    print_replays(runs, target, workers, _console())
-    if export is not None:
-        replays.export(evidence.records, export)
-        print_lines([str(export)], _console())
+    else:
+        evidence = _evidence(sources[0], overrides, smoke, url)
+        show_replays.over_study(evidence, names, rungs, workers, export, console)
 
 
 @app.command()

@@ -180,9 +180,8 @@ def serve(
         if refresh is not None:
             threading.Thread(target=_follow, args=(storage, refresh, interval_s, ended), daemon=True).start()
         try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            pass  # how a user ends it
+            with contextlib.suppress(KeyboardInterrupt):  # how a user ends it
+                server.serve_forever()
         finally:
             ended.set()
 

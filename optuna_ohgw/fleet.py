@@ -120,8 +120,9 @@ def run_processes(
                 early, failure = _ended(worker, number)
                 error = error or failure
                 if worker.process.exitcode and error is None and not stop.is_set():
-                    own = _without_graphs(spec) if worker.process.exitcode == _NO_ROOM else spec
-                    without = "" if own is spec else ", without graphs"
+                    full = worker.process.exitcode == _NO_ROOM
+                    own = spec.executed(cuda_graphs=False) if full else spec
+                    without = ", without graphs" if full else ""
                     say(f"worker {number} ended by {_how(worker)}; another takes its place{without}")
                     workers[number] = _start(processes, own, number, devices[number], level)
                     workers[number].early = early
@@ -273,10 +274,6 @@ def _ended(worker: _Worker, number: int) -> tuple[int, Exception | None]:
             "free memory, or use fewer workers"
         )
     return early, None
-
-
-def _without_graphs(spec: StudySpec) -> StudySpec:
-    return spec.model_copy(update={"execution": spec.execution.model_copy(update={"cuda_graphs": False})})
 
 
 def _how(worker: _Worker) -> str:

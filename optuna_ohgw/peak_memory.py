@@ -7,7 +7,6 @@ import ctypes
 import os
 import threading
 from pathlib import Path
-from types import TracebackType
 
 import psutil
 import torch
@@ -57,12 +56,7 @@ class PeakMemory:
             counted = torch.cuda.max_memory_allocated(self.device)
             self._allocated = max(self._allocated, counted, replayed)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Fill ``peaks``."""
         _measuring.remove(self)
         self.note()

@@ -66,7 +66,7 @@ def run_actors(
         kind = ray.remote(max_restarts=-1, max_task_retries=-1, max_concurrency=3)(_Actor)
         kind = kind.options(num_cpus=places.cpus, num_gpus=places.gpus)
         actors = [kind.remote(os.getcwd()) for _ in range(places.count)]
-        own = spec.on("cuda" if places.gpus else "cpu")
+        own = spec.executed(device="cuda" if places.gpus else "cpu")
         workers = {actor.serve.remote(own, n, level): actor for n, actor in enumerate(actors)}
         _watch(ray, places, workers, stop, look, say)
 

@@ -205,7 +205,7 @@ def _work(spec: StudySpec, storage: Any, console: Console, level: int, crew: Cre
             run_actors(spec, crew, len(left_of(storage, spec)), level, stop, look, say)
         else:
             # Not ``auto``: a worker that finds no GPU must not go on without, a hundred times slower.
-            run_processes(spec.on(str(device)), devices, level, stop, look, say)
+            run_processes(spec.executed(device=str(device)), devices, level, stop, look, say)
     if stop.is_set():
         return
     errors = claims.errors()

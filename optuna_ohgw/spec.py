@@ -179,9 +179,9 @@ class StudySpec(Spec):
         known, defaults = self.task.limits, self.task.defaults
         return {n: numbers.get(n, defaults.get(n, 0.0)) for n in known if n not in self.ranges}
 
-    def on(self, device: str) -> StudySpec:
-        """Return the study on a device, in place of ``auto``, say."""
-        return self.model_copy(update={"execution": self.execution.model_copy(update={"device": device})})
+    def executed(self, **changes: Any) -> StudySpec:
+        """Return the study with some settings of its execution changed, which changes no identity."""
+        return self.model_copy(update={"execution": self.execution.model_copy(update=changes)})
 
     def identity(self) -> dict[str, Any]:
         """Return what a cell's result depends on, JSON-ready; a resumed study must agree in it."""

@@ -32,15 +32,15 @@ class Suite:
 
 # The suites of Optuna need nothing but the sampler: the classes below have no body of their own.
 class TestBohbSamplerPassesOptunasBasicSuite(Suite, BasicSamplerTestCase):
-    pass  # Optuna's own tests
+    """Optuna's own tests, all inherited."""
 
 
 class TestBohbSamplerPassesOptunasRelativeSuite(Suite, RelativeSamplerTestCase):
-    pass  # Optuna's own tests
+    """Optuna's own tests, all inherited."""
 
 
 class TestBohbSamplerPassesOptunasSingleOnlySuite(Suite, SingleOnlySamplerTestCase):
-    pass  # Optuna's own tests
+    """Optuna's own tests, all inherited."""
 
 
 def test_it_is_exported():

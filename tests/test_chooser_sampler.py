@@ -53,27 +53,27 @@ class BoilSuite:
 
 
 class TestDyhpoSamplerPassesOptunasBasicSuite(DyhpoSuite, BasicSamplerTestCase):
-    pass  # Optuna's own tests
+    """Optuna's own tests, all inherited."""
 
 
 class TestDyhpoSamplerPassesOptunasRelativeSuite(DyhpoSuite, RelativeSamplerTestCase):
-    pass  # Optuna's own tests
+    """Optuna's own tests, all inherited."""
 
 
 class TestDyhpoSamplerPassesOptunasSingleOnlySuite(DyhpoSuite, SingleOnlySamplerTestCase):
-    pass  # Optuna's own tests
+    """Optuna's own tests, all inherited."""
 
 
 class TestBoilSamplerPassesOptunasBasicSuite(BoilSuite, BasicSamplerTestCase):
-    pass  # Optuna's own tests
+    """Optuna's own tests, all inherited."""
 
 
 class TestBoilSamplerPassesOptunasRelativeSuite(BoilSuite, RelativeSamplerTestCase):
-    pass  # Optuna's own tests
+    """Optuna's own tests, all inherited."""
 
 
 class TestBoilSamplerPassesOptunasSingleOnlySuite(BoilSuite, SingleOnlySamplerTestCase):
-    pass  # Optuna's own tests
+    """Optuna's own tests, all inherited."""
 
 
 def objective(trial, sign=1):

@@ -55,16 +55,6 @@ def test_is_started_tried_and_ended_with_the_block(tmp_path: Path, monkeypatch: 
     assert not Path(folder).exists()
 
 
-def test_a_process_that_computes_without_it_is_no_proof(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = control(tmp_path, monkeypatch, servers="")
-    with shared_gpu() as shared:
-        assert not shared
-        assert PIPE not in os.environ
-    assert "quit" in calls.read_text()
-
-
 def test_is_ended_by_a_process_that_leaves_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = control(tmp_path, monkeypatch)
     mps.end_now()  # there is none
@@ -99,11 +89,13 @@ def test_a_daemon_that_does_not_start_is_not_used(tmp_path: Path, monkeypatch: p
     assert "quit" in calls.read_text()  # it may have started all the same
 
 
+@pytest.mark.parametrize(("probe", "servers"), [("raise SystemExit(1)", "4711\\n"), ("", "")])
 def test_a_daemon_through_which_no_gpu_is_reached_is_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probe: str, servers: str
 ) -> None:
-    calls = control(tmp_path, monkeypatch)
-    monkeypatch.setattr(mps, "_PROBE", "raise SystemExit(1)")
+    """Also where a process computed, but by no server of it."""
+    calls = control(tmp_path, monkeypatch, servers=servers)
+    monkeypatch.setattr(mps, "_PROBE", probe)
     with shared_gpu() as shared:
         assert not shared
         assert PIPE not in os.environ

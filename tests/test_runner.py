@@ -312,7 +312,7 @@ def test_workers_are_told_what_to_train_on_and_share_a_gpu(
     runner.run(spec, Console(file=io.StringIO()))
     ((own, devices),) = began
     assert own.execution.device == expected
-    assert own.on(device) == spec
+    assert own.executed(device=device) == spec
     assert len(devices) == workers
     assert bool(said) is shared
 
@@ -441,15 +441,6 @@ class TestWorker:
             cell_work.search(cells_of(spec)[0])
         assert trials_of(spec)["asha-baseline/seed-0003"][0].state == TrialState.RUNNING
 
-    def test_a_capture_that_failed_is_no_failure_of_the_trial(
-        self, spec: StudySpec, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        self.stub(monkeypatch, None, CaptureError("the step failed; use another"))
-        with pytest.raises(CaptureError, match="use another"):
-            run_in_process(spec)
-        (trials,) = trials_of(spec).values()
-        assert trials[1].state == TrialState.RUNNING
-
     def test_out_of_memory_lets_go_of_the_network_before_the_next_trial(
         self, spec: StudySpec, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -478,11 +469,15 @@ class TestWorker:
         ledger, folder = Ledger(study, spec), cell.folder(spec.folder)
         return cell_work._next(study, ledger, folder), study, cell, folder, ledger
 
-    def test_a_storage_that_is_lost_is_no_failure_of_the_trial(
-        self, spec: StudySpec, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(
+        "error",
+        [StorageLost("storage: db did not answer for 600 s"), CaptureError("the step failed; use another")],
+    )
+    def test_a_storage_or_a_gpu_that_is_lost_is_no_failure_of_the_trial(
+        self, spec: StudySpec, monkeypatch: pytest.MonkeyPatch, error: Exception
     ) -> None:
-        self.stub(monkeypatch, None, StorageLost("storage: db did not answer for 600 s"))
-        with pytest.raises(StorageLost):
+        self.stub(monkeypatch, None, error)
+        with pytest.raises(type(error), match=str(error)):
             run_in_process(spec)
         (trials,) = trials_of(spec).values()
         assert trials[1].state == TrialState.RUNNING

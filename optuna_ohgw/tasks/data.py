@@ -240,8 +240,7 @@ def _stack(name: str, part: Part, size: int | None, channels: int | None, shape:
                     f"{arrays[-1].shape} but the first is {shape}; give all one size by "
                     "--set task.size=PIXELS"
                 )
-    # Pillow raises NotImplementedError for kinds of files that it cannot read.
-    except (OSError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, NotImplementedError) as error:  # all are Pillow's
         raise UserError(
             f"task.data: row {rows[len(arrays)] + 1} of the {name} part cannot be decoded "
             f"({one_line(error)}); repair it, or name another --set task.image_column=COLUMN"
